@@ -1,0 +1,35 @@
+"""Is the answer right, and is it an integer: two of the five published rewards, corrected, each for one completion."""
+
+from __future__ import annotations
+
+from llm_grpo.answers import extract_xml_answer, only_answer, parse_number, same_answer
+
+
+def correctness(text: str, answer: str | None, *, published: bool = False) -> float | None:
+    """0 or 2: the one tagged answer has the gold's value (published: its exact characters, tags or not).
+
+    Without tags, or with several answer blocks, there is no answer to pay. None where the row has no gold.
+    """
+    if published:
+        return 2.0 if extract_xml_answer(text, published=True) == answer else 0.0
+    if answer is None or not answer.strip():
+        return None
+    return 2.0 if same_answer(only_answer(text), answer) else 0.0
+
+
+def int_reward(text: str, answer: str | None = None, *, published: bool = False) -> float | None:
+    """0 or 0.5: the one tagged answer is an integer, right or wrong (published: only digits, tags or not).
+
+    By value, so that `-5`, `1,234` and `42.0` count and a superscript does not. None where the gold is known and is
+    no integer: otherwise a wrong integer would be paid for what the right answer cannot have.
+    """
+    if published:
+        return 0.5 if (extract_xml_answer(text, published=True) or "").isdigit() else 0.0
+    if answer and answer.strip() and not _is_integer(answer):
+        return None
+    return 0.5 if _is_integer(only_answer(text) or "") else 0.0
+
+
+def _is_integer(text: str) -> bool:
+    number = parse_number(text)
+    return number is not None and number.denominator == 1
