@@ -1,0 +1,40 @@
+"""How a user's mistake is said: what was given, what is allowed, what to change.
+
+`raise UserError(...)` anywhere; the scripts print it without a traceback and exit with 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave us (config, data, arguments), told in the user's words."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """' Did you mean X?' with the nearest allowed name, or the list of them where none is near."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else f" Allowed: {', '.join(names) or 'nothing'}."
+
+
+def check_arguments(function: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:
+    """Refuse keyword arguments that `function` does not name (or lacks), with the nearest name.
+
+    Only keyword-only parameters count as arguments a config may set; positional ones are the caller's.
+    A function with `**kwargs` and no keyword-only parameter takes anything (somebody else's reward).
+    """
+    parameters = inspect.signature(function).parameters.values()
+    allowed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if not allowed and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    for name in args:
+        if name not in allowed:
+            raise UserError(f"{where}: unknown argument '{name}'.{did_you_mean(name, allowed)}")
+    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in args]
+    if missing:
+        raise UserError(f"{where}: needs {', '.join(missing)}.")

@@ -1,0 +1,91 @@
+"""The words everyone shares: Example, Completion, Judgement, Scored, and what a task is.
+
+Nothing here imports torch; nothing here changes after it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant" | "tool", "content": ...}
+RewardFunction = Callable[..., "list[float | None]"]  # TRL's: f(prompts, completions, **columns)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem: what is asked (without the system prompt) and the gold answer."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the policy wrote; `truncated` when it ran into the token limit instead of stopping."""
+
+    text: str
+    tokens: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a task says of one completion.
+
+    strict: the right answer, read from exactly the format that was asked for.
+    lenient: the right answer, wherever in the text a person would find it.
+    """
+
+    extracted: str | None
+    strict: bool
+    lenient: bool
+    formatted: bool
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A completion with all that was said of it. A reward of None means "cannot be judged"."""
+
+    example: Example
+    completion: Completion
+    judgement: Judgement
+    rewards: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, by its place: never dropped without being counted."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split, and the rows that could not become one."""
+
+    examples: tuple[Example, ...]
+    bad_rows: tuple[BadRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """The world: its problems, how they are put to the model, and when an answer is right.
+
+    system: the default system prompt (`prompt.system` in the config replaces it).
+    load: "train" | "validation" | "test" -> Split; the three never share an example.
+    judge: (completion text, gold answer) -> Judgement.
+    """
+
+    name: str
+    system: str
+    load: Callable[[str], Split]
+    judge: Callable[[str, str], Judgement]

@@ -1,0 +1,27 @@
+"""One table of tasks. A task is a function of keyword-only arguments (the YAML's `task.args`) that returns a `Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llm_grpo.errors import UserError, check_arguments, did_you_mean
+from llm_grpo.records import Task
+from llm_grpo.tasks.gsm8k import gsm8k
+from llm_grpo.tasks.table import csv_task, jsonl_task
+from llm_grpo.tasks.word_problems import word_problems
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "gsm8k": gsm8k,
+    "word_problems": word_problems,
+    "jsonl": jsonl_task,
+    "csv": csv_task,
+}
+
+
+def build_task(name: str, args: Mapping[str, Any]) -> Task:
+    """The task of that name with its arguments checked by name. Raises UserError."""
+    if name not in TASKS:
+        raise UserError(f"task.name: there is no task '{name}'.{did_you_mean(name, TASKS)}")
+    check_arguments(TASKS[name], args, where="task.args")
+    return TASKS[name](**args)
