@@ -1,0 +1,90 @@
+"""GSM8K, the grade-school problems of openai/gsm8k: from the Hub, or from a folder of the original .jsonl files."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_grpo.answers import judge_xml
+from llm_grpo.errors import UserError
+from llm_grpo.prompts import SYSTEM_PROMPTS
+from llm_grpo.records import Example, Split, Task
+from llm_grpo.tasks.rows import BadRowError, Row, collect, question_hash, read_jsonl, text_of
+from llm_grpo.tasks.table import last_hash_answer
+
+DATA_VARIABLE = "LLM_GRPO_DATA"
+HUB_NAME = "openai/gsm8k"
+WAY_OUT = f"Set task.args.path to a folder with train.jsonl and test.jsonl, or {DATA_VARIABLE} to what holds gsm8k/."
+
+
+def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share: float = 0.01) -> Task:
+    """The task; data are read when a split is first asked for.
+
+    path: a folder with the original train.jsonl and test.jsonl; without it $LLM_GRPO_DATA/gsm8k, then the Hub.
+    validation_size: so many training problems are held back, always the same ones, drawn by hash from the whole file.
+    max_bad_share: more unusable rows than this share of a file stop the run.
+    """
+
+    @functools.cache
+    def read(split: str) -> Split:
+        folder = path or _folder_from_environment()
+        rows = read_jsonl(_data_file(Path(folder), split)) if folder else _hub_rows(split)
+        return collect(rows, lambda line, row: _example(f"gsm8k/{split}/{line}", row), max_bad_share)
+
+    def load(split: str) -> Split:
+        if split not in ("train", "validation", "test"):
+            raise UserError(f"There is no split '{split}'; gsm8k has train, validation, test.")
+        if split == "test":
+            return read("test")
+        whole = read("train")
+        held_back = _held_back(whole.examples, validation_size)
+        wanted = tuple(e for e in whole.examples if (e.id in held_back) == (split == "validation"))
+        return Split(wanted, whole.bad_rows if split == "train" else ())
+
+    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, judge_xml)
+
+
+def _example(identity: str, row: dict[str, object]) -> Example:
+    question, solution = text_of(row, "question"), text_of(row, "answer")
+    answer = (last_hash_answer(solution) or "").replace(",", "").replace("$", "").strip()
+    if not answer:
+        raise BadRowError("no answer behind '####'")
+    return Example(identity, ({"role": "user", "content": question},), answer, {"solution": solution})
+
+
+def _held_back(examples: tuple[Example, ...], size: int) -> frozenset[str]:
+    """The ids of the validation part. By hash, because neighbours in the file may be alike."""
+    if not 0 <= size < len(examples):
+        raise UserError(f"task.args.validation_size is {size}; give 0 to {len(examples) - 1}, so that some rows train.")
+    ordered = sorted(examples, key=lambda e: (question_hash(e.prompt[-1]["content"]), e.id))
+    return frozenset(e.id for e in ordered[:size])
+
+
+def _folder_from_environment() -> str | None:
+    folder = os.environ.get(DATA_VARIABLE)
+    return str(Path(folder) / "gsm8k") if folder else None
+
+
+def _data_file(folder: Path, split: str) -> Path:
+    file = folder / f"{split}.jsonl"
+    if not file.is_file():
+        raise UserError(f"gsm8k: {file} is not there. {WAY_OUT}")
+    return file
+
+
+def _hub_rows(split: str) -> Iterator[Row]:
+    """(row number from 1, row) of the Hub's copy, whose order is that of the original files."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(HUB_NAME, "main", split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"gsm8k: {HUB_NAME} cannot be had from the Hub ({_first_line(error)}). {WAY_OUT}") from error
+    for number, row in enumerate(rows, start=1):
+        yield Row(f"{HUB_NAME}/{split}", number, row)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
