@@ -1,0 +1,64 @@
+"""YAML as people write it: `1e-5` is a number, a key that stands twice is an error, faults name file and line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_grpo.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, less two surprises: `1e-5` as a string and silent duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key_node, _), key in zip(node.value, keys, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError for a missing file, broken YAML, or anything but a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file.{' There are: ' + ', '.join(near) if near else ''}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a text file ({error}).") from None
+    data = _load(text, where=str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, not sections with keys. See configs/demo.yaml.")
+    return data
+
+
+def parse_value(text: str, where: str) -> Any:
+    """One value from the command line, read as YAML: `1e-5`, `true`, `null`, `[a, b]`, `{k: 1}`, plain words."""
+    return _load(text, where)
+
+
+def write_yaml(data: dict[str, Any], comment: str = "") -> str:
+    """The text of a YAML file with its keys in the order given, under an optional comment."""
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 (Loader is a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{place}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
