@@ -1,22 +1,59 @@
-"""One table of rewards. A reward is TRL's: f(prompts, completions, **columns) -> list[float | None]."""
+"""One table of rewards, and how a name in YAML becomes a function.
+
+A reward is TRL's: f(prompts, completions, **columns) -> list[float | None], where None means "cannot be judged".
+Ours are written for one completion (correctness.py, format.py: one file per family) and lifted to that shape by `lift`;
+the first line of their docstring says the range and, behind a colon, what is paid.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from llm_grpo.errors import UserError, check_arguments, did_you_mean
 from llm_grpo.records import RewardFunction
 from llm_grpo.rewards.correctness import correctness, int_reward
+from llm_grpo.rewards.files import load_function
 from llm_grpo.rewards.format import soft_format, strict_format, xmlcount
-from llm_grpo.rewards.lifting import lift
+from llm_grpo.rewards.guarding import RewardError, check_scores, guard
+from llm_grpo.rewards.lifting import bind, lift, text_of
 
-xmlcount_reward_func = lift(xmlcount, "xmlcount_reward_func")
-soft_format_reward_func = lift(soft_format, "soft_format_reward_func")
-strict_format_reward_func = lift(strict_format, "strict_format_reward_func")
-int_reward_func = lift(int_reward, "int_reward_func")
-correctness_reward_func = lift(correctness, "correctness_reward_func")
+__all__ = ["REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift", "text_of"]
 
 REWARDS: dict[str, RewardFunction] = {
-    "xmlcount_reward_func": xmlcount_reward_func,
-    "soft_format_reward_func": soft_format_reward_func,
-    "strict_format_reward_func": strict_format_reward_func,
-    "int_reward_func": int_reward_func,
-    "correctness_reward_func": correctness_reward_func,
+    "xmlcount_reward_func": lift(xmlcount, "xmlcount_reward_func"),
+    "soft_format_reward_func": lift(soft_format, "soft_format_reward_func"),
+    "strict_format_reward_func": lift(strict_format, "strict_format_reward_func"),
+    "int_reward_func": lift(int_reward, "int_reward_func"),
+    "correctness_reward_func": lift(correctness, "correctness_reward_func"),
 }
+
+
+def build_reward(name: str, args: Mapping[str, Any] | None = None) -> RewardFunction:
+    """The reward of that name (REWARDS, or path/to/file.py:function) with its arguments bound and its scores guarded.
+
+    Its `__name__`, by which TRL logs it, is the name in the table or the function's own. Raises UserError.
+    """
+    args = args or {}
+    if name in REWARDS:
+        function = REWARDS[name]
+    elif ".py" in name:
+        function = load_function(name)
+    else:
+        own = " A function of your own is written path/to/file.py:function."
+        raise UserError(f"rewards: there is no reward '{name}'.{did_you_mean(name, REWARDS)}{own}")
+    check_arguments(function, args, where=f"rewards: {name}")
+    if name in REWARDS:
+        _check_values(function, args, name)
+    return guard(bind(function, args), getattr(function, "__name__", name))
+
+
+def _check_values(function: RewardFunction, args: Mapping[str, Any], name: str) -> None:
+    """Refuse `published: "false"` (a true string) and arguments that do not go together, before training starts."""
+    parameters = inspect.signature(function).parameters
+    for key, value in args.items():
+        default = parameters[key].default
+        if isinstance(default, bool) != isinstance(value, bool):
+            raise UserError(f"rewards: {name}: {key} is {value!r}; it must be a {type(default).__name__}.")
+    function(prompts=[""], completions=[""], answer=["42"], **args)

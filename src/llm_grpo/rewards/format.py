@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from llm_grpo.answers import TAGS, well_formed
+from llm_grpo.errors import UserError
 
 _TURN = re.compile(r"</reasoning>\s*<answer>")
 _STRICT_TURN = "\n</reasoning>\n<answer>\n"
@@ -20,6 +21,7 @@ def strict_format(text: str, *, published: bool = False, dotall: bool = True) ->
 
     dotall belongs to the published pattern: False is the early gist, whose `.` does not cross lines.
     """
+    _only_published(published, dotall)
     return 0.5 if (_published_strict(text, dotall) if published else well_formed(text)) else 0.0
 
 
@@ -28,6 +30,7 @@ def soft_format(text: str, *, published: bool = False, dotall: bool = True) -> f
 
     dotall belongs to the published pattern: False is the early gist, whose `.` does not cross lines.
     """
+    _only_published(published, dotall)
     return 0.5 if (_published_soft(text, dotall) if published else well_formed(_inner(text))) else 0.0
 
 
@@ -92,9 +95,19 @@ def _xmlcount(text: str) -> float:
 
 
 def _published_xmlcount(text: str) -> float:
-    score = sum(0.125 for tag in ("<reasoning>\n", "\n</reasoning>\n") if text.count(tag) == 1)
+    """Term by term in the published order, so that the sum is the same float."""
+    score = 0.0
+    for tag in ("<reasoning>\n", "\n</reasoning>\n"):
+        score += 0.125 if text.count(tag) == 1 else 0.0
     if text.count("\n<answer>\n") == 1:
-        score += 0.125 - 0.001 * len(text.rpartition("\n</answer>\n")[2])
+        score += 0.125
+        score -= len(text.split("\n</answer>\n")[-1]) * 0.001
     if text.count("\n</answer>") == 1:
-        score += 0.125 - 0.001 * (len(text.partition("\n</answer>")[2]) - 1)
+        score += 0.125
+        score -= (len(text.partition("\n</answer>")[2]) - 1) * 0.001
     return score
+
+
+def _only_published(published: bool, dotall: bool) -> None:
+    if not (published or dotall):
+        raise UserError("dotall: false is a property of the published pattern; set published: true as well.")

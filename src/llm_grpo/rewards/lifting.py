@@ -13,51 +13,58 @@ from llm_grpo.records import RewardFunction
 def lift(score: Callable[..., float | None], name: str) -> RewardFunction:
     """TRL's shape for `score(text, *columns, **args)`; columns are taken by the names of its positional parameters.
 
-    The result is also called as the published functions are: `f(completions)`, `f(prompts, completions, answer)`.
+    Completions are conversations ([{"role", "content"}]) or plain strings. Arguments are keyword-only parameters. The
+    result can also be called as the published functions are: f(completions), f(prompts, completions, answer).
     """
     parameters = list(inspect.signature(score).parameters.values())
-    columns_of = {p.name: p for p in parameters[1:] if p.kind is p.POSITIONAL_OR_KEYWORD}
-    arguments = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    read = [p for p in parameters[1:] if p.kind is not p.KEYWORD_ONLY]
+    settings = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
     def lifted(*given: Any, **columns: Any) -> list[float | None]:
-        names = ("completions",) if len(given) == 1 else ("prompts", "completions", *columns_of)
-        columns.update(zip(names, given, strict=False))
+        columns.update(_named(given, read))
         texts = [text_of(completion) for completion in columns["completions"]]
-        args = {key: columns[key] for key in arguments if key in columns and not isinstance(columns[key], list)}
-        rows = [_column(name, parameter, columns, len(texts)) for parameter in columns_of.values()]
+        rows = [_column(parameter, columns, len(texts), name) for parameter in read]
+        args = {key: columns[key] for key in settings if key in columns and not isinstance(columns[key], list)}
         return [score(*row, **args) for row in zip(texts, *rows, strict=True)]
 
     lifted.__name__ = lifted.__qualname__ = name
     lifted.__doc__ = score.__doc__
-    lifted.__wrapped_reward__ = score
+    lifted.__wrapped__ = score  # so that its signature shows the arguments
     return lifted
 
 
-def _column(name: str, parameter: inspect.Parameter, columns: Mapping[str, Any], count: int) -> list[str | None]:
+def _named(given: tuple[Any, ...], read: list[inspect.Parameter]) -> dict[str, Any]:
+    """Positional arguments under the names the published functions have them."""
+    names = ("completions",) if len(given) == 1 else ("prompts", "completions", *(p.name for p in read))
+    if len(given) > len(names):
+        raise TypeError(f"at most {len(names)} positional arguments: {', '.join(names)}")
+    return dict(zip(names, given, strict=False))
+
+
+def _column(parameter: inspect.Parameter, columns: Mapping[str, Any], count: int, name: str) -> list[str | None]:
     """The column a reward reads, as text; its default where the data lack it."""
-    if parameter.name not in columns:
-        if parameter.default is parameter.empty:
-            raise UserError(f"reward '{name}' reads the column '{parameter.name}', which the data do not have.")
-        return [parameter.default] * count
-    return [None if value is None else str(value) for value in columns[parameter.name]]
+    if parameter.name in columns:
+        return [None if value is None else str(value) for value in columns[parameter.name]]
+    if parameter.default is parameter.empty:
+        raise UserError(f"{name} needs the column '{parameter.name}'; the data have {', '.join(columns)}.")
+    return [parameter.default] * count
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion: a string, or the content of the last message of a conversation."""
+    """The text of a completion: a string, or the content of a conversation's last message (which may lie in parts)."""
     if isinstance(completion, str):
         return completion
-    content = completion[-1].get("content") if completion else ""
-    if isinstance(content, list):  # messages in parts, as multimodal chat templates have them
+    content = completion[-1].get("content") if completion else None
+    if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content)
     return content or ""
 
 
-def bind(function: RewardFunction, args: Mapping[str, Any], name: str) -> RewardFunction:
+def bind(function: RewardFunction, args: Mapping[str, Any]) -> RewardFunction:
     """The function with its arguments from the config; they win over a column of the same name."""
 
-    def bound(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        return function(prompts=prompts, completions=completions, **{**columns, **args})
+    def bound(**columns: Any) -> list[float | None]:
+        return function(**{**columns, **args})
 
-    bound.__name__ = bound.__qualname__ = name
     bound.__doc__ = function.__doc__
     return bound
