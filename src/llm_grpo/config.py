@@ -187,7 +187,7 @@ def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
     grpo = data.get("grpo") or {}
     if isinstance(grpo, dict):
         faults += faults_under_grpo(grpo, GRPO_DEFAULTS)
-        data = {**data, "grpo": {**GRPO_DEFAULTS, **grpo}}
+        data = {**data, "grpo": {**GRPO_DEFAULTS, **({"max_steps": -1} if "num_train_epochs" in grpo else {}), **grpo}}
     try:
         config = Config.model_validate({**data, "origins": origins})
     except ValidationError as error:

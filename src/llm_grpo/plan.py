@@ -6,6 +6,7 @@ All of it is arithmetic on the config, the number of training examples and the m
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,11 @@ class Batch:
     updates_per_generation: float
     max_tokens_per_update: int
     prompts_per_update: float
-    updates: int
-    prompts_seen: int
+    updates: int | None  # None: an epoch count over data that is not at hand
+    prompts_seen: int | None
 
 
-def explain_batch(config: Config) -> Batch:
+def explain_batch(config: Config, train_examples: int | None = None) -> Batch:
     """The batch arithmetic of TRL 1.15: a generation batch holds per_device_train_batch_size x steps_per_generation
     completions (steps_per_generation defaults to gradient_accumulation_steps), is used num_iterations times, and
     an update takes per_device_train_batch_size x gradient_accumulation_steps of them."""
@@ -53,6 +54,9 @@ def explain_batch(config: Config) -> Batch:
     per_generation = micro * rounds
     updates_per_generation = rounds * grpo["num_iterations"] / accumulation
     prompts = per_generation // grpo["num_generations"]
+    updates = grpo["max_steps"] if grpo["max_steps"] > 0 else None
+    if updates is None and train_examples:
+        updates = math.ceil(grpo.get("num_train_epochs", 3) * train_examples * updates_per_generation / prompts)
     return Batch(
         prompts_per_generation=prompts,
         num_generations=grpo["num_generations"],
@@ -61,8 +65,8 @@ def explain_batch(config: Config) -> Batch:
         updates_per_generation=updates_per_generation,
         max_tokens_per_update=micro * accumulation * config.model.max_seq_length,
         prompts_per_update=prompts / updates_per_generation,
-        updates=grpo["max_steps"],
-        prompts_seen=round(grpo["max_steps"] * prompts / updates_per_generation),
+        updates=updates,
+        prompts_seen=None if updates is None else round(updates * prompts / updates_per_generation),
     )
 
 
@@ -101,19 +105,29 @@ def checkpoint_bytes(config: Config) -> int | None:
 
 def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]:
     """(what, how much) rows for a person; `train_examples` is None where the data is not at hand."""
-    batch = explain_batch(config)
+    batch = explain_batch(config, train_examples)
     prompts = batch.prompts_per_generation
     rows = [
-        ("a generation batch", f"{prompts} prompt{'s' * (prompts != 1)} x {batch.num_generations} generations = {batch.completions_per_generation} completions"),
-        ("an update", f"{batch.prompts_per_update:g} prompts, {batch.completions_per_update} completions, at most {batch.max_tokens_per_update:,} tokens"),
+        ("a generation batch", f"{prompts} prompt{'s' * (prompts != 1)} x {batch.num_generations} generations"
+                               f" = {batch.completions_per_generation} completions"),
+        ("an update", f"{batch.prompts_per_update:g} prompts, {batch.completions_per_update} completions, "
+                      f"at most {batch.max_tokens_per_update:,} tokens"),
         ("updates per generation batch", f"{batch.updates_per_generation:g}"),
-        ("updates", f"{batch.updates:,} (grpo.max_steps), {batch.prompts_seen:,} prompts, {batch.prompts_seen * batch.num_generations:,} completions"),
     ]  # fmt: skip
+    if batch.updates is not None:
+        completions = batch.prompts_seen * batch.num_generations
+        rows.append(("updates in all", f"{batch.updates:,}: {batch.prompts_seen:,} prompts, {completions:,} completions"))
     if train_examples:
         share = batch.prompts_seen / train_examples
-        rows.append(("an epoch", f"{train_examples / batch.prompts_per_update:,.0f} updates over {train_examples:,} training prompts"))
-        rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"{share:.1f} times over"))
-    size = checkpoint_bytes(config)
-    unknown = "not known: the model's config.json is not in a local folder" if config.lora else "not known: all weights are trained (lora: null)"
-    rows.append(("disk for checkpoints", f"at most {size / 1e9:.2f} GB" if size else unknown))
+        updates = train_examples / batch.prompts_per_update
+        rows.append(("an epoch", f"{updates:,.0f} updates over {train_examples:,} training prompts"))
+        rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
+    rows.append(("disk for checkpoints", _disk(config)))
     return rows
+
+
+def _disk(config: Config) -> str:
+    if config.lora is None:
+        return "not known: all weights are trained (lora: null)"
+    size = checkpoint_bytes(config)
+    return f"at most {size / 1e9:.2f} GB" if size else "not known: the model's config.json is not in a local folder"

@@ -1,0 +1,104 @@
+"""Generation by transformers: anywhere, with or without an adapter, memory bounded by the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_grpo.prompts import ensure_template, render
+from llm_grpo.records import Completion, Message
+from llm_grpo.rollouts import Sampling
+
+
+class TransformersEngine:
+    """An Engine over a model that is in memory. Prompts are sorted by length, so that little is padded."""
+
+    name = "transformers"
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+
+    def generate(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
+    ) -> list[list[Completion]]:
+        """completions_by_prompt. The caller's random state and the model's train/eval mode are left as they were."""
+        ids = [self.tokenizer(render(p, self.tokenizer), add_special_tokens=False)["input_ids"] for p in prompts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        per_batch = max(1, self.batch_size // sampling.n)
+        completions: list[list[Completion]] = [[] for _ in ids]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
+                if sampling.seed is not None:
+                    torch.manual_seed(sampling.seed)
+                for start in range(0, len(order), per_batch):
+                    batch = order[start : start + per_batch]
+                    for index, group in zip(batch, self._batch([ids[i] for i in batch], sampling), strict=True):
+                        completions[index] = group
+                    if on_done:
+                        on_done(len(batch))
+        finally:
+            self.model.train(was_training)
+        return completions
+
+    def _batch(self, ids: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
+        """One padded batch: token ids of the prompts -> completions_by_prompt."""
+        longest = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        device = self.model.device
+        tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+        output = self.model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_tokens,
+            do_sample=bool(sampling.temperature),
+            num_return_sequences=sampling.n,
+            pad_token_id=pad,
+            eos_token_id=self._stops(),
+            **(drawn or {"temperature": None, "top_p": None, "top_k": None}),
+        )
+        flat = [self._completion(row) for row in output[:, longest:].tolist()]
+        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+
+    def _completion(self, tokens: list[int]) -> Completion:
+        stops = set(self._stops())
+        end = next((i for i, token in enumerate(tokens) if token in stops), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        return Completion(text, len(tokens) if end is None else end + 1, truncated=end is None)
+
+    def _stops(self) -> list[int]:
+        """The tokens that end an answer: the model's generation_config's, else the tokenizer's."""
+        config = getattr(self.model, "generation_config", None)
+        stops = getattr(config, "eos_token_id", None)
+        stops = self.tokenizer.eos_token_id if stops is None else stops
+        return list(stops) if isinstance(stops, (list, tuple)) else [stops]
+
+
+def load_engine(model_name: str, adapter: Path | None, template: str | None, **options: Any) -> TransformersEngine:
+    """A model (folder or Hub name) with an optional adapter, without unsloth. options: revision, trust_remote_code,
+    batch_size. float32 on a CPU, bfloat16 or float16 on a GPU."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
+    dtype = torch.float32
+    if torch.cuda.is_available():
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    ensure_template(tokenizer, template)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return TransformersEngine(model, tokenizer, options.get("batch_size", 64))
+
+
+def _cuda_devices(model: Any) -> list[int]:
+    return [model.device.index or 0] if model.device.type == "cuda" else []

