@@ -5,7 +5,7 @@ Nothing here imports torch; nothing here changes after it was made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,3 +89,15 @@ class Task:
     system: str
     load: Callable[[str], Split]
     judge: Callable[[str, str], Judgement]
+
+
+# Names TRL gives to every reward function itself; a data column of the same name would collide.
+RESERVED_COLUMNS = frozenset({"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state",
+                              "log_extra", "log_metric", "environments"})  # fmt: skip
+
+
+def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """What a reward sees besides prompts and completions: `answer`, `id`, and every key of `meta` as a column."""
+    names = dict.fromkeys(name for example in examples for name in example.meta)
+    columns = {name: [example.meta.get(name) for example in examples] for name in names if name not in RESERVED_COLUMNS}
+    return {**columns, "answer": [e.answer for e in examples], "id": [e.id for e in examples]}

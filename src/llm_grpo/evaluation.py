@@ -1,0 +1,144 @@
+"""Generate, score, compare: the same code before, during and after training, and for completions made elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_grpo.comparison import majority_is_right, pass_at_k, wilson_interval
+from llm_grpo.records import Completion, Example, Message, RewardFunction, Scored, Task, columns_of
+from llm_grpo.rollouts import Engine, Sampling
+
+SHARES = ("strict_accuracy", "lenient_accuracy", "format_rate")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One objective: its label in logs and reports, its function, its weight in the sum."""
+
+    label: str
+    function: RewardFunction
+    weight: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An example with the whole conversation the model is given."""
+
+    example: Example
+    messages: Sequence[Message]
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    rewards: Sequence[Reward],
+    max_tokens: int,
+    samples: Sampling | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """One greedy answer per problem, judged and scored, as a JSON-ready report with one entry per item.
+
+    samples: besides, so many sampled answers per problem, reported as avg@k, maj@k and pass@k under "sampled".
+    """
+    start = time.perf_counter()
+    prompts = [problem.messages for problem in problems]
+    greedy = engine.generate(prompts, Sampling(max_tokens=max_tokens), on_done)
+    report = report_on(score(task, problems, [group[0] for group in greedy], rewards), rewards)
+    if samples is not None:
+        groups = engine.generate(prompts, samples, on_done)
+        report["sampled"] = _sampled(task, problems, groups, samples)
+    report["seconds"] = round(time.perf_counter() - start, 2)
+    return report
+
+
+def score(
+    task: Task, problems: Sequence[Problem], completions: Sequence[Completion], rewards: Sequence[Reward]
+) -> list[Scored]:
+    """Judge and score one completion per problem, through the very functions the trainer uses."""
+    examples = [problem.example for problem in problems]
+    messages = [[{"role": "assistant", "content": completion.text}] for completion in completions]
+    prompts = [list(problem.messages) for problem in problems]
+    values = {r.label: r.function(prompts=prompts, completions=messages, **columns_of(examples)) for r in rewards}
+    return [
+        Scored(
+            example,
+            completion,
+            task.judge(completion.text, example.answer),
+            {label: column[index] for label, column in values.items()},
+        )
+        for index, (example, completion) in enumerate(zip(examples, completions, strict=True))
+    ]
+
+
+def report_on(scored: Sequence[Scored], rewards: Sequence[Reward]) -> dict[str, Any]:
+    """Shares with their 95 % intervals, mean rewards and lengths, and every item."""
+    n = len(scored)
+    counts = {
+        "strict_accuracy": sum(s.judgement.strict for s in scored),
+        "lenient_accuracy": sum(s.judgement.lenient for s in scored),
+        "format_rate": sum(s.judgement.formatted for s in scored),
+    }
+    report: dict[str, Any] = {"n": n}
+    for name, count in counts.items():
+        report[name] = count / n if n else 0.0
+        report[f"{name}_ci95"] = [round(bound, 4) for bound in wilson_interval(count, n)]
+    report["truncated_share"] = _mean([s.completion.truncated for s in scored])
+    report["mean_tokens"] = _mean([s.completion.tokens for s in scored])
+    report["rewards"] = {r.label: _mean([s.rewards[r.label] for s in scored]) for r in rewards}
+    report["reward"] = sum(r.weight * (report["rewards"][r.label] or 0.0) for r in rewards)
+    report["items"] = [item(s) for s in scored]
+    return report
+
+
+def item(scored: Scored) -> dict[str, Any]:
+    """One scored completion as it is written to JSON."""
+    return {
+        "id": scored.example.id,
+        "question": scored.example.prompt[-1]["content"],
+        "answer": scored.example.answer,
+        "completion": scored.completion.text,
+        "extracted": scored.judgement.extracted,
+        "strict": scored.judgement.strict,
+        "lenient": scored.judgement.lenient,
+        "formatted": scored.judgement.formatted,
+        "tokens": scored.completion.tokens,
+        "truncated": scored.completion.truncated,
+        "rewards": dict(scored.rewards),
+    }
+
+
+def without_items(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a report, for summaries and logs."""
+    return {key: value for key, value in report.items() if key != "items"}
+
+
+def _sampled(
+    task: Task, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]], sampling: Sampling
+) -> dict[str, Any]:
+    """avg@k, maj@k and pass@k over k samples per problem, for the strict and the lenient reading."""
+    result: dict[str, Any] = {"k": sampling.n, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    judged = [[task.judge(c.text, p.example.answer) for c in g] for p, g in zip(problems, groups, strict=True)]
+    for kind in ("strict", "lenient"):
+        right = [[getattr(j, kind) for j in group] for group in judged]
+        votes = [[j.extracted if kind == "lenient" or j.formatted else None for j in group] for group in judged]
+        result[kind] = {
+            "avg_at_k": _mean([sum(r) / len(r) for r in right]),
+            "maj_at_k": _mean([majority_is_right(v, r) for v, r in zip(votes, right, strict=True)]),
+            "pass_at_k": {str(k): _mean([pass_at_k(len(r), sum(r), k) for r in right]) for k in _powers(sampling.n)},
+        }
+    return result
+
+
+def _powers(n: int) -> list[int]:
+    """1, 2, 4, ... up to n, and n itself."""
+    return sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | {n})
+
+
+def _mean(values: Sequence[float | bool | None]) -> float | None:
+    """The mean of those that are not None; None where there is none."""
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
