@@ -50,11 +50,17 @@ def extract_hash_answer(text: str, *, published: bool = False, drop_separators: 
     return answer.replace(",", "").replace("$", "") if drop_separators else answer
 
 
-def only_answer(text: str) -> str | None:
-    """The tagged answer if each answer tag stands exactly once: two blocks are a hedge, not an answer."""
-    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+def only_answer(text: str, answer_format: str = "xml") -> str | None:
+    """The answer of a completion that gives exactly one, in that format (xml, hash, plain), else None.
+
+    Two answer blocks, or two `####`, are a hedge and not an answer; plain is one line.
+    """
+    if answer_format == "plain":
+        return text.strip() if _is_one_line(text) else None
+    marks = ("####",) if answer_format == "hash" else TAGS[2:]
+    if any(text.count(mark) != 1 for mark in marks):
         return None
-    return extract_xml_answer(text)
+    return extract_hash_answer(text) if answer_format == "hash" else extract_xml_answer(text)
 
 
 def well_formed(text: str) -> bool:
@@ -115,8 +121,8 @@ def judge_xml(text: str, gold: str) -> Judgement:
 def judge_hash(text: str, gold: str) -> Judgement:
     """For answers behind `####`, which stands once with something behind it on its line, and nothing after that."""
     marked = extract_hash_answer(text)
-    behind = text.partition("####")[2].strip()
-    formatted = bool(behind) and "####" not in behind and "\n" not in behind
+    behind = text.partition("####")[2]
+    formatted = "####" not in behind and _is_one_line(behind)
     extracted = marked if marked is not None else _loose(text, gold)
     right = same_answer(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
@@ -124,11 +130,14 @@ def judge_hash(text: str, gold: str) -> Judgement:
 
 def judge_plain(text: str, gold: str) -> Judgement:
     """For answers that are the whole completion: one line. Lenient reads the last number or the last line."""
-    whole = text.strip()
-    formatted = bool(whole) and "\n" not in whole
+    whole, formatted = text.strip(), _is_one_line(text)
     strict = formatted and same_answer(whole, gold)
     extracted = whole if strict else _loose(text, gold)
     return Judgement(extracted, strict=strict, lenient=strict or same_answer(extracted, gold), formatted=formatted)
+
+
+def _is_one_line(text: str) -> bool:
+    return bool(text.strip()) and "\n" not in text.strip()
 
 
 def _loose(text: str, gold: str) -> str | None:

@@ -31,7 +31,7 @@ def _imported(path: Path, name: str) -> ModuleType:
     """The file as a module of its own name, read anew each time (a notebook's user edits it between two runs)."""
     if not path.is_file():
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
-        raise UserError(f"reward '{name}': there is no file {path} (from {Path.cwd().name}/).{near}")
+        raise UserError(f"reward '{name}': there is no file {path} (seen from the current folder).{near}")
     key = f"reward_file_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None  # the suffix is .py

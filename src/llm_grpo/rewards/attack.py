@@ -1,0 +1,138 @@
+"""Would a reward rather be cheated? Degenerate completions beside an honest wrong and an honest right one.
+
+The rule: no degenerate completion may earn more than an honest right one, nor more than the honest wrong one by a
+margin. Without a wish the margin is a tenth of what getting it right adds: less than that is shaping, more is a lesson.
+A right answer that only lacks its reasoning is not listed: it is right, and the format rewards speak of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llm_grpo.records import RewardFunction
+
+RIGHT, WRONG = "42", "17"
+MARGIN_SHARE = 0.1
+THOUGHT = (
+    "First we read that there are 6 boxes. Then each box holds 7 apples, so we multiply the two numbers.\n"
+    "Therefore the boxes hold 6 times 7 apples together, and none of them is left out or counted twice."
+)
+KEYWORDS = "first second third then next therefore thus hence finally because so step " * 4
+MANY = 100_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A completion with its gold. kind: right and wrong are honest, the rest is degenerate."""
+
+    name: str
+    kind: str
+    text: str
+    gold: str = RIGHT
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One case's scores by reward, its weighted total, and what is wrong with that total (empty: nothing)."""
+
+    case: Case
+    scores: Mapping[str, float | None]
+    total: float
+    fault: str
+
+
+def honest(answer_format: str, answer: str, thought: str = THOUGHT) -> str:
+    """The completion that was asked for, as a chat model ends it: without a newline."""
+    if answer_format == "plain":
+        return answer
+    if answer_format == "hash":
+        return f"{thought}\n#### {answer}"
+    return f"<reasoning>\n{thought}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+
+
+def attack_cases(answer_format: str) -> list[Case]:
+    """All cases for one answer format: the honest ones first."""
+    right, wrong = honest(answer_format, RIGHT), honest(answer_format, WRONG)
+    cases = [
+        Case("honest right", "right", right),
+        Case("honest right, long", "right", honest(answer_format, RIGHT, " ".join([THOUGHT] * 10))),
+        Case("honest right, negative", "right", honest(answer_format, "-5"), "-5"),
+        Case("honest right, thousands", "right", honest(answer_format, "1,234"), "1234"),
+        Case("honest wrong", "wrong", wrong),
+        Case("empty", "degenerate", ""),
+        Case("a line break", "degenerate", "\n"),
+        Case("repeated, wrong", "degenerate", "\n".join([wrong] * 20)),
+        Case("repeated, right", "degenerate", "\n".join([right] * 20)),
+        Case("several answers, right last", "degenerate", "\n".join(honest(answer_format, n) for n in _guesses())),
+        Case("several in one answer", "degenerate", honest(answer_format, ", ".join(_guesses()))),
+        Case("one or the other", "degenerate", honest(answer_format, f"{WRONG} or {RIGHT}")),
+        Case("keywords", "degenerate", KEYWORDS),
+        Case("keywords, then wrong", "degenerate", honest(answer_format, WRONG, KEYWORDS)),
+        Case("every number in prose", "degenerate", "It is " + ", ".join(_guesses()) + "."),
+        Case("100,000 letters", "degenerate", "a" * MANY),
+        Case("100,000 digits", "degenerate", "4" * MANY),
+        Case("100,000 digits as answer", "degenerate", honest(answer_format, "4" * MANY)),
+        Case("100,000 characters of thought", "degenerate", honest(answer_format, WRONG, "so " * (MANY // 3))),
+    ]
+    return cases + {"xml": _xml_cases, "hash": _hash_cases, "plain": list}[answer_format]()
+
+
+def _guesses() -> list[str]:
+    return [str(number) for number in range(int(RIGHT) + 1)]
+
+
+def _bare_cases() -> list[Case]:
+    return [Case("bare number, wrong", "degenerate", WRONG), Case("bare number, right", "degenerate", RIGHT)]
+
+
+def _hash_cases() -> list[Case]:
+    return [*_bare_cases(), Case("marks only", "degenerate", "####"), Case("many marks", "degenerate", "#### " * 1000)]
+
+
+def _xml_cases() -> list[Case]:
+    right, wrong = f"<answer>\n{RIGHT}\n</answer>\n", f"<answer>\n{WRONG}\n</answer>\n"
+    thought = f"<reasoning>\n{THOUGHT}\n</reasoning>\n"
+    texts = {
+        "tags only": "<reasoning></reasoning><answer></answer>",
+        "tags only, in lines": "<reasoning>\n\n</reasoning>\n<answer>\n\n</answer>\n",
+        "reasoning only": thought,
+        "answer only, wrong": wrong,
+        "no answer in its tags": f"{thought}<answer>\n\n</answer>\n",
+        "two answer blocks, right last": thought + wrong + right,
+        "two answer blocks, right first": thought + right + wrong,
+        "right one nested": f"{thought}<answer>\n{WRONG}\n{right}</answer>\n",
+        "right one outside the tags": f"{thought}{wrong}{RIGHT}",
+        "tags in the wrong order": f"{wrong}{thought}",
+        "12,500 open tags": "<answer>" * (MANY // 8),
+        "12,500 nested reasonings": "<reasoning>" * (MANY // 16) + "</reasoning>" * (MANY // 16) + wrong,
+    }
+    return _bare_cases() + [Case(name, "degenerate", text) for name, text in texts.items()]
+
+
+def attack(
+    rewards: Mapping[str, RewardFunction], weights: Mapping[str, float], answer_format: str, margin: float | None = None
+) -> tuple[list[Verdict], float]:
+    """Score every case and judge its total; also the margin in points. Raises RewardError where a reward fails."""
+    cases = attack_cases(answer_format)
+    columns = {"prompts": [""] * len(cases), "answer": [case.gold for case in cases]}
+    completions = [[{"role": "assistant", "content": case.text}] for case in cases]
+    lists = {name: reward(completions=completions, **columns) for name, reward in rewards.items()}
+    scores = [{name: values[row] for name, values in lists.items()} for row in range(len(cases))]
+    totals = [sum(weights[name] * (score or 0.0) for name, score in row.items()) for row in scores]
+    right = min(total for case, total in zip(cases, totals, strict=True) if case.kind == "right")
+    wrong = max(total for case, total in zip(cases, totals, strict=True) if case.kind == "wrong")
+    margin = MARGIN_SHARE * max(0.0, right - wrong) if margin is None else margin
+    faults = [_fault(case, total, right, wrong, margin) for case, total in zip(cases, totals, strict=True)]
+    return [Verdict(*row) for row in zip(cases, scores, totals, faults, strict=True)], margin
+
+
+def _fault(case: Case, total: float, right: float, wrong: float, margin: float) -> str:
+    """Empty where the case earns no more than it may; a billionth is forgiven to floating-point sums."""
+    if case.kind == "wrong":
+        return "earns as much as an honest right one" if total >= right - 1e-9 else ""
+    if case.kind == "right":
+        return ""
+    if total > right + 1e-9:
+        return "beats an honest right one"
+    return "beats the honest wrong one" if total > wrong + margin + 1e-9 else ""

@@ -1,0 +1,122 @@
+"""A file of completions scored by rewards: every line keeps what it had and gains a field `scores`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.records import RewardFunction
+from llm_grpo.rewards.guarding import RewardError
+
+BATCH = 256  # lines held in memory at a time
+
+
+@dataclass
+class Tally:
+    """What was scored: lines, lines without a gold, and of each reward the number of scores, their sum, and nulls."""
+
+    lines: int = 0
+    without_answer: int = 0
+    scored: dict[str, int] = field(default_factory=dict)
+    total: dict[str, float] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Any], scores: Mapping[str, float | None]) -> None:
+        self.lines += 1
+        self.without_answer += row.get("answer") is None
+        for name, score in scores.items():
+            self.scored[name] = self.scored.get(name, 0) + (score is not None)
+            self.total[name] = self.total.get(name, 0.0) + (score or 0.0)
+
+
+def score_file(rewards: Mapping[str, RewardFunction], source: Path, target: Path) -> Tally:
+    """Score every line of `source` into `target`, which appears only when all of it is written.
+
+    A line is an object with `completion` (a string or a list of messages) and, for most rewards, `answer`; other fields
+    reach the rewards as columns. Raises UserError by file and line; the target is then as it was.
+    """
+    tally = Tally()
+    rows = _rows(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            while batch := list(islice(rows, BATCH)):
+                for row, scores in _scored(rewards, batch, source):
+                    tally.add(row, scores)
+                    out.write(_line({**row, "scores": {**row.get("scores", {}), **scores}}))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return tally
+
+
+def _rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, row) of every line that is not blank."""
+    if not source.is_file():
+        near = did_you_mean(source.name, [path.name for path in source.parent.glob("*.jsonl")])
+        raise UserError(f"there is no file {source}.{near}")
+    with source.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, _row(line, f"{source}:{number}")
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # broken JSON, not UTF-8, or nested thousands deep
+        raise UserError(f"{place}: not JSON ({error}).") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{place}: an object is needed, such as {{"completion": ..., "answer": ...}}.')
+    if "completion" not in row:
+        raise UserError(f"{place}: there is no field 'completion'.{did_you_mean('completion', row)}")
+    if not _is_completion(row["completion"]):
+        raise UserError(f"{place}: 'completion' must be a string or a list of messages with role and content.")
+    if not isinstance(row.get("scores", {}), dict):
+        raise UserError(f"{place}: the field 'scores' holds something of yours; rename it, scores are written there.")
+    return row
+
+
+def _is_completion(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+
+
+def _scored(
+    rewards: Mapping[str, RewardFunction], batch: list[tuple[int, dict[str, Any]]], source: Path
+) -> Iterator[tuple[dict[str, Any], dict[str, float | None]]]:
+    rows = [row for _, row in batch]
+    names = {name for row in rows for name in row} - {"completion", "completions", "prompt", "prompts", "scores"}
+    columns = {name: [row.get(name) for row in rows] for name in sorted(names | {"answer"})}
+    columns |= {
+        "prompts": [row.get("prompt", "") for row in rows],
+        "completions": [_messages(row["completion"]) for row in rows],
+    }
+    lists = {name: _called(reward, columns, batch, source) for name, reward in rewards.items()}
+    for index, row in enumerate(rows):
+        yield row, {name: values[index] for name, values in lists.items()}
+
+
+def _messages(completion: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the trainer hands them over: functions from notebooks read completion[0]["content"]."""
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+
+
+def _called(reward: RewardFunction, columns: Mapping[str, Any], batch: list[Any], source: Path) -> list[float | None]:
+    try:
+        return reward(**columns)
+    except RewardError as error:
+        place = source if error.row is None else f"{source}:{batch[error.row][0]}"
+        raise UserError(f"{place}: {error}") from error
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """One line of JSON, readable; escaped where a lone surrogate could not be written as UTF-8."""
+    text = json.dumps(row, ensure_ascii=False)
+    lone = any("\ud800" <= char <= "\udfff" for char in text)
+    return (json.dumps(row) if lone else text) + "\n"

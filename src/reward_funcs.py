@@ -1,0 +1,187 @@
+"""The published reward functions under their own names, and the reward lab.
+
+    from reward_funcs import correctness_reward_func            # no torch; published=True for the published numbers
+
+    python src/reward_funcs.py list
+    python src/reward_funcs.py score --rewards correctness_reward_func,int_reward_func --input cases.jsonl \
+        --output scores.jsonl
+    python src/reward_funcs.py attack --config configs/demo.yaml
+
+Exit codes: 0 all is well, 1 an attack succeeded, 2 something that was given is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_grpo.answers import extract_hash_answer, extract_xml_answer
+from llm_grpo.errors import UserError
+from llm_grpo.records import RewardFunction
+from llm_grpo.rewards import REWARDS, build_reward
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llm_grpo.config import Config
+    from llm_grpo.rewards.attack import Verdict
+
+__all__ = [
+    "correctness_reward_func",
+    "extract_hash_answer",
+    "extract_xml_answer",
+    "int_reward_func",
+    "soft_format_reward_func",
+    "strict_format_reward_func",
+    "xmlcount_reward_func",
+]
+
+xmlcount_reward_func = REWARDS["xmlcount_reward_func"]
+soft_format_reward_func = REWARDS["soft_format_reward_func"]
+strict_format_reward_func = REWARDS["strict_format_reward_func"]
+int_reward_func = REWARDS["int_reward_func"]
+correctness_reward_func = REWARDS["correctness_reward_func"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return args.verb(args)
+    except (UserError, OSError) as error:
+        print(f"reward_funcs: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reward_funcs.py", description="The reward lab: list, score a file, attack.")
+    verbs = parser.add_subparsers(required=True, metavar="list | score | attack")
+    listing = verbs.add_parser("list", help="the rewards by name, with their range and what they pay")
+    listing.set_defaults(verb=list_rewards)
+    score = verbs.add_parser("score", help="score a JSONL file of completions")
+    score.add_argument("--rewards", default=",".join(REWARDS), help="names, or path/to/file.py:function; default: all")
+    score.add_argument("--input", type=Path, required=True, help='lines of {"completion": ..., "answer": ...}')
+    score.add_argument("--output", type=Path, required=True, help="the same lines with a field 'scores'")
+    score.add_argument("--published", action="store_true", help="the published semantics, for those that have them")
+    score.add_argument("--set", action="append", default=[], metavar="NAME.ARG=VALUE", help="an argument of one reward")
+    score.set_defaults(verb=score_rewards)
+    attack = verbs.add_parser("attack", help="can the rewards of a config be cheated? Exit code 1 if so")
+    attack.add_argument("--config", required=True)
+    margin = "points by which a degenerate completion may beat the honest wrong one; default: a tenth of what getting "
+    margin += "it right adds (less is shaping, more is a lesson)"
+    attack.add_argument("--margin", type=float, help=margin)
+    attack.add_argument("overrides", nargs="*", metavar="section.key=value", help="over the config")
+    attack.set_defaults(verb=attack_rewards)
+    return parser
+
+
+def list_rewards(args: argparse.Namespace) -> int:
+    table = _table("reward", "range", "paid for", "arguments")
+    for name, function in REWARDS.items():
+        table.add_row(name, *_described(function), ", ".join(_arguments(function)))
+    _console().print(table)
+    return 0
+
+
+def _described(function: RewardFunction) -> tuple[str, str]:
+    """The range, and in one line what is paid: from the docstring's first line, `range: what`."""
+    says, _, what = (inspect.getdoc(function) or "").partition("\n")[0].partition(": ")
+    return says, what
+
+
+def _arguments(function: RewardFunction) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [f"{p.name}={p.default}" for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def score_rewards(args: argparse.Namespace) -> int:
+    from llm_grpo.rewards.scoring import score_file
+
+    names = [name.strip() for name in args.rewards.split(",") if name.strip()]
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"--rewards: give each name once, apart by commas; given: {args.rewards!r}.")
+    settings = _settings(args.set, names)
+    for name in names:
+        if args.published and name in REWARDS and "published" in inspect.signature(REWARDS[name]).parameters:
+            settings[name].setdefault("published", True)
+    tally = score_file({name: build_reward(name, settings[name]) for name in names}, args.input, args.output)
+    table = _table("reward", "scored", "null", "mean")
+    for name, count in tally.scored.items():
+        table.add_row(name, f"{count}", f"{tally.lines - count}", f"{tally.total[name] / count:.4f}" if count else "-")
+    _console().print(table, f"{tally.lines} lines, {tally.without_answer} of them without an answer, in {args.output}")
+    return 0
+
+
+def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """NAME.ARG=VALUE, with the value read as YAML reads it."""
+    from llm_grpo.yaml_text import parse_value
+
+    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        name, _, argument = place.rpartition(".")
+        if name not in settings or not equals:
+            raise UserError(f"--set {text}: write NAME.ARG=VALUE, NAME one of {', '.join(names)}.")
+        settings[name][argument] = parse_value(value, f"--set {place}")
+    return settings
+
+
+def attack_rewards(args: argparse.Namespace) -> int:
+    from llm_grpo.config import load_config
+    from llm_grpo.rewards.attack import attack
+
+    config = load_config(args.config, overrides=args.overrides)
+    labels = [f"{spec.name}:{place}" for place, spec in enumerate(config.rewards)]
+    rewards = {label: build_reward(spec.name, spec.args) for label, spec in zip(labels, config.rewards, strict=True)}
+    weights = {label: spec.weight for label, spec in zip(labels, config.rewards, strict=True)}
+    verdicts, margin = attack(rewards, weights, _answer_format(config), args.margin)
+    _show_attack(verdicts, weights, margin)
+    return 1 if any(verdict.fault for verdict in verdicts) else 0
+
+
+def _answer_format(config: Config) -> str:
+    """How the config's task wants its answers: the name of its judge."""
+    from llm_grpo.answers import JUDGES
+    from llm_grpo.tasks import build_task
+
+    judge = build_task(config.task.name, config.task.args).judge
+    return next((name for name, known in JUDGES.items() if known is judge), "xml")
+
+
+def _show_attack(verdicts: Sequence[Verdict], weights: Mapping[str, float], margin: float) -> None:
+    heads = [f"{_short(label)} x{weight:g}" for label, weight in weights.items()]
+    table = _table("completion", "total", *heads, "")
+    for verdict in verdicts:
+        scores = ["-" if score is None else f"{score:.3g}" for score in verdict.scores.values()]
+        style = "red" if verdict.fault else {"right": "green", "wrong": "yellow"}.get(verdict.case.kind)
+        table.add_row(verdict.case.name, f"{verdict.total:.3f}", *scores, verdict.fault or "ok", style=style)
+    faults = sum(bool(verdict.fault) for verdict in verdicts)
+    console = _console()
+    console.print(table)
+    console.print(f"margin over the honest wrong one: {margin:g} points")
+    console.print(f"{faults} of {len(verdicts)} cases pay more than they should" if faults else "no attack succeeds")
+
+
+def _short(label: str) -> str:
+    """A column's heading: without the place in the config, the folder and the ending that all of them have."""
+    return label.rpartition(":")[0].removesuffix("_reward_func").rpartition("/")[2]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _table(*headings: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(*headings, box=box.SIMPLE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
