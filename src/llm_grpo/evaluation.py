@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llm_grpo.comparison import majority_is_right, pass_at_k, wilson_interval
-from llm_grpo.records import Completion, Example, Message, RewardFunction, Scored, Task, columns_of
+from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of
 from llm_grpo.rollouts import Engine, Sampling
 
 SHARES = ("strict_accuracy", "lenient_accuracy", "format_rate")
-
-
-@dataclass(frozen=True)
-class Reward:
-    """One objective: its label in logs and reports, its function, its weight in the sum."""
-
-    label: str
-    function: RewardFunction
-    weight: float
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An example with the whole conversation the model is given."""
-
-    example: Example
-    messages: Sequence[Message]
 
 
 def evaluate(

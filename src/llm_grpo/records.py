@@ -24,6 +24,23 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """An example with the whole conversation the model is given: system prompt, worked examples, question."""
+
+    example: Example
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One objective: its label in logs and reports, its function, its weight in the sum."""
+
+    label: str
+    function: RewardFunction
+    weight: float
+
+
+@dataclass(frozen=True)
 class Completion:
     """What the policy wrote; `truncated` when it ran into the token limit instead of stopping."""
 

@@ -165,3 +165,8 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def last_step(run: Run) -> int:
+    """The last optimiser step that was logged; 0 where there is none."""
+    return max((row["step"] for row in read_jsonl(run.metrics)), default=0)

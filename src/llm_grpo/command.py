@@ -1,0 +1,108 @@
+"""What the scripts in src/ share as command lines: parsing, exit codes, bars, and quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from llm_grpo.errors import UserError
+from llm_grpo.problems import Prepared
+
+
+def run(main: Callable[[], int]) -> None:
+    """Call a script's main and exit with its code: 2 after a user's mistake (one message, no traceback), 130 after Ctrl-C."""
+    load_env_file()
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def load_env_file() -> None:
+    """Variables of `.env` in the current directory, where the environment does not have them already."""
+    if Path(".env").is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(".env", override=False)
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring as it is written."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def add_overrides(to: argparse.ArgumentParser) -> None:
+    to.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the config")
+
+
+@contextmanager
+def progress(console: Console, what: str | None, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar that is gone when it is done; yields the function to call with the number done, None where `what` is None."""
+    if what is None:
+        yield None
+        return
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task(f"evaluating {what}", total=total)
+        yield lambda count: bar.advance(line, count)
+
+
+@contextmanager
+def library_output_in(file: Path) -> Iterator[None]:
+    """While this lasts, whatever libraries print goes to a file; after an exception its place is said."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with file.open("ab") as log:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+            yield
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except UserError:
+        raise
+    except BaseException:
+        os.write(kept[1], f"What the libraries said is in {file}.\n".encode())
+        raise
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def quiet_libraries() -> None:
+    """No warnings of libraries about themselves on the screen; errors stay."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def say_choices(console: Console, choices: Mapping[str, str]) -> None:
+    for name, reason in choices.items():
+        console.print(f"  {name}: {reason}", style="dim", highlight=False, markup=False)
+
+
+def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:
+    """Name the rows that could not be used and the prompts that do not fit, a few each, with counts."""
+    for prepared in data:
+        said = [str(row) for row in prepared.bad_rows]
+        said += [f"{name}: its prompt has {tokens} tokens and does not fit" for name, tokens in prepared.too_long]
+        if said:
+            console.print(f"{prepared.split}: {len(said)} left out, {len(prepared.problems)} used", style="yellow")
+            more = [f"... and {len(said) - shown} more"] if len(said) > shown else []
+            for line in [*said[:shown], *more]:
+                console.print(f"  {line}", highlight=False, markup=False)

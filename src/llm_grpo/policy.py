@@ -1,0 +1,151 @@
+"""The trainable model: Unsloth's FastLanguageModel with a LoRA. The only module that imports unsloth.
+
+Import it before trl, transformers and peft, always: Unsloth patches them while it is imported (and without it TRL
+1.15 has no language-model head for a CPU).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    # Inductor spends 5 to 20 s a step compiling layers on a CPU; a small model never earns that back.
+    os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+
+import unsloth  # noqa: E402, I001
+from llm_grpo.config import Config
+from llm_grpo.errors import UserError
+from llm_grpo.prompts import ensure_template
+from llm_grpo.rollouts import Engine, choose_engine
+from llm_grpo.rollouts.transformers import TransformersEngine
+from llm_grpo.rollouts.unsloth import UnslothEngine
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that learns, its tokenizer, who generates from it, and why things were chosen so."""
+
+    model: Any
+    tokenizer: Any
+    engine: Engine
+    choices: dict[str, str]
+
+
+def load_policy(config: Config) -> Policy:
+    """The base model in 4-bit or in float32 (CPU), bfloat16 or float16 (GPU), with a fresh LoRA.
+
+    Raises UserError where the config asks for what cannot be had here.
+    """
+    engine, reason = choose_engine(config.rollouts.engine)
+    dtype, dtype_reason = _dtype()
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model_name=config.model.name,
+        revision=config.model.revision,
+        max_seq_length=config.model.max_seq_length,
+        dtype=dtype,
+        load_in_4bit=config.model.load_in_4bit,
+        trust_remote_code=config.model.trust_remote_code,
+        **_inference_options(config, engine),
+    )
+    _check_quantisation(model, config.model.load_in_4bit)
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=_targets(model, config.lora.target_modules),
+        use_gradient_checkpointing="unsloth" if config.grpo["gradient_checkpointing"] and torch.cuda.is_available() else False,
+        random_state=config.run.seed,
+    )
+    choices = {
+        "rollouts.engine": f"{engine}: {reason}",
+        "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_reason}",
+        "prompt.template": ensure_template(tokenizer, config.prompt.template),
+    }
+    if engine == "unsloth":
+        return Policy(model, tokenizer, UnslothEngine(model, tokenizer), choices)
+    return Policy(model, tokenizer, TransformersEngine(model, tokenizer, config.evaluation.batch_size), choices)
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """The LoRA weights and the tokenizer, written under a temporary name and put in place when whole."""
+    draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
+    for leftover in (draft, old):
+        _remove(leftover)
+    policy.model.save_pretrained(str(draft))
+    policy.tokenizer.save_pretrained(str(draft))
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    _remove(old)
+
+
+def load_adapter(policy: Policy, folder: Path) -> None:
+    """Put saved LoRA weights into the policy, in place."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    loaded = set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+
+
+def hardware() -> dict[str, Any]:
+    """What the run's environment.json says of the machine."""
+    if not torch.cuda.is_available():
+        return {"gpu": None, "torch_threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(0)
+    return {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dtype() -> tuple[torch.dtype, str]:
+    if not torch.cuda.is_available():
+        return torch.float32, "a CPU, where 16-bit training loses precision and gains little"
+    if torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "the GPU supports it"
+    return torch.float16, "the GPU has no bfloat16"
+
+
+def _inference_options(config: Config, engine: str) -> dict[str, Any]:
+    if engine != "unsloth":
+        return {}
+    return {
+        "fast_inference": True,
+        "max_lora_rank": config.lora.r,
+        "gpu_memory_utilization": config.model.gpu_memory_utilization,
+    }
+
+
+def _check_quantisation(model: Any, wanted: bool) -> None:
+    """Unsloth falls back to 16-bit with a printed line where 4-bit cannot be had; we do not."""
+    found = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    if wanted and not found:
+        raise UserError(
+            "model.load_in_4bit is true, but the model was loaded in 16-bit: bitsandbytes is missing or cannot work here. "
+            "Install it (pip install bitsandbytes), or set model.load_in_4bit=false."
+        )
+
+
+def _targets(model: Any, wanted: list[str] | None) -> list[str]:
+    """The modules that get a LoRA. Raises UserError naming the linear modules there are, where one is not there."""
+    there = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")}
+    targets = wanted or [name for name in PROJECTIONS if name in there]
+    unknown = [name for name in targets if name not in there]
+    if unknown or not targets:
+        raise UserError(
+            f"lora.target_modules: {', '.join(unknown) or 'none of the usual projections'} not in this model. "
+            f"It has: {', '.join(sorted(there))}."
+        )
+    return targets

@@ -1,0 +1,69 @@
+"""What a training run needs that this machine lacks, found in seconds and said in one screen."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from llm_grpo.config import Config
+from llm_grpo.errors import UserError
+from llm_grpo.rollouts import choose_engine
+
+
+def missing_for_training(config: Config) -> list[str]:
+    """One sentence per thing that is missing, with what to do about it; [] where the run can start."""
+    missing = [
+        f"the package {name}: pip install -r requirements.txt on a GPU machine, make demo on any other"
+        for name in ("unsloth", "trl", "torch", "datasets")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        return missing
+    try:
+        choose_engine(config.rollouts.engine)
+    except UserError as error:
+        missing.append(str(error))
+    if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        missing.append("model.load_in_4bit needs bitsandbytes: pip install bitsandbytes, or model.load_in_4bit=false")
+    for name in config.logging.report_to:
+        if importlib.util.find_spec(name) is None:
+            missing.append(f"logging.report_to names {name}, which is not installed: pip install {name}")
+    return missing + _missing_model(config)
+
+
+def logging_choice(config: Config) -> dict[str, str]:
+    """Where metrics go, decided before the run: without a W&B key the run is logged offline. Sets W&B's variables."""
+    if "wandb" not in config.logging.report_to:
+        return {}
+    os.environ.setdefault("WANDB_PROJECT", "llm-grpo")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if os.environ.get("WANDB_MODE"):
+        return {"wandb": f"{os.environ['WANDB_MODE']}: WANDB_MODE says so"}
+    if os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _netrc():
+        return {"wandb": "online: a key was found"}
+    os.environ["WANDB_MODE"] = "offline"
+    return {"wandb": "offline: no WANDB_API_KEY in the environment or .env; upload later with `wandb sync`"}
+
+
+def _netrc() -> str:
+    file = Path.home() / ".netrc"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def _missing_model(config: Config) -> list[str]:
+    """A local folder has to hold a config.json; a Hub name has to be in the cache or reachable."""
+    name = config.model.name
+    folder = Path(name)
+    if folder.exists():
+        return [] if (folder / "config.json").is_file() else [f"model.name: the folder {name} holds no config.json"]
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        return [f"model.name: there is no folder {name}, and it is not a Hub name of the form owner/model"]
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json", revision=config.model.revision)
+    except (OSError, ValueError) as error:  # huggingface_hub's errors are OSErrors; offline without a cache is one of them
+        said = (str(error).strip().splitlines() or [""])[0]
+        return [f"the model {name}: neither in the local cache nor to be had from the Hub ({type(error).__name__}: {said})"]
+    return []

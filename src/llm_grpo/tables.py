@@ -1,0 +1,73 @@
+"""What a person sees in the terminal: the table of an evaluation, of a comparison, of a config and its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from llm_grpo.config import Config
+from llm_grpo.evaluation import SHARES
+
+NAMES = {"strict_accuracy": "strict accuracy", "lenient_accuracy": "lenient accuracy", "format_rate": "format rate"}
+
+
+def share(report: Mapping[str, Any], name: str) -> str:
+    """`45.2 %  [40.9, 49.6]`"""
+    low, high = report[f"{name}_ci95"]
+    return f"{report[name]:6.1%}  [{low:.1%}, {high:.1%}]"
+
+
+def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
+    """One evaluation: shares with 95 % intervals, mean rewards, lengths, and the sampled estimates where there are any."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name in SHARES:
+        table.add_row(NAMES[name], share(report, name))
+    for label, value in report["rewards"].items():
+        table.add_row(label, "-" if value is None else f"{value:.3f}")
+    table.add_row("reward, weighted", f"{report['reward']:.3f}")
+    table.add_row("tokens per answer", f"{report['mean_tokens'] or 0:.1f}")
+    table.add_row("truncated", f"{report['truncated_share'] or 0:.1%}")
+    for kind in ("strict", "lenient") if "sampled" in report else ():
+        sampled = report["sampled"]
+        passes = "  ".join(f"pass@{k} {value:.1%}" for k, value in sampled[kind]["pass_at_k"].items())
+        k = sampled["k"]
+        table.add_row(f"{kind}, sampled", f"avg@{k} {sampled[kind]['avg_at_k']:.1%}  maj@{k} {sampled[kind]['maj_at_k']:.1%}  {passes}")
+    return table
+
+
+def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any], paired: Mapping[str, Any], title: str) -> Table:
+    """The same problems before and after, with 95 % intervals, and what changed item by item."""
+    table = Table("", "before", "after", "change", title=title, title_justify="left")
+    for name in SHARES:
+        change = f"{(after[name] - before[name]) * 100:+.1f} points"
+        table.add_row(NAMES[name], share(before, name), share(after, name), change)
+    if before.get("reward") is not None and after.get("reward") is not None:
+        table.add_row("reward", f"{before['reward']:.3f}", f"{after['reward']:.3f}", f"{after['reward'] - before['reward']:+.3f}")
+    table.add_section()
+    lenient = paired["lenient"]
+    table.add_row("strict, item by item", f"gained {paired['gained']}", f"lost {paired['lost']}", f"McNemar p {p_value(paired['p_value'])}")
+    table.add_row("lenient, item by item", f"gained {lenient['gained']}", f"lost {lenient['lost']}", f"McNemar p {p_value(lenient['p_value'])}")
+    table.add_row("of the gained", f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}", "")
+    return table
+
+
+def p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def settings_table(config: Config) -> Table:
+    """The effective config with the origin of each value."""
+    table = Table("setting", "value", "origin", title="Effective config", title_justify="left")
+    for path, value, origin in config.settings():
+        style = "dim" if origin == "default" else ""
+        table.add_row(path, "null" if value is None else str(value), origin, style=style)
+    return table
+
+
+def plan_table(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title="What it will do", title_justify="left", show_header=False)
+    for what, how_much in rows:
+        table.add_row(what, how_much)
+    return table

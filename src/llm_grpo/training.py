@@ -1,0 +1,192 @@
+"""GRPOConfig and GRPOTrainer put together. TRL computes; what is ours times, records and keeps the best adapter."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
+
+import torch  # isort: skip
+from datasets import Dataset  # isort: skip
+from transformers.trainer_callback import PrinterCallback  # isort: skip
+from trl import GRPOConfig, GRPOTrainer  # isort: skip
+
+from llm_grpo import runs
+from llm_grpo.config import Config
+from llm_grpo.evaluation import item
+from llm_grpo.policy import Policy
+from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task, columns_of
+from llm_grpo.runs import Run
+from llm_grpo.watching import Watch
+
+
+class RecordingTrainer(GRPOTrainer):
+    """TRL's trainer, unchanged in what it computes: it also times its phases and hands over every completion.
+
+    The overridden names are TRL's own seams; tests/test_training.py holds them for the pinned version.
+    """
+
+    def __init__(self, *args: Any, record: Callable[..., dict[str, float]], **kwargs: Any) -> None:
+        self._record = record
+        self._prepare_seconds = 0.0
+        super().__init__(*args, **kwargs)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Any:
+        start = time.perf_counter()
+        yield
+        self._metrics["train"][f"seconds/{phase}"].append(time.perf_counter() - start)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed("generation"):
+            return super()._generate(*args, **kwargs)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed("rewards"):
+            return super()._calculate_rewards(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        start = time.perf_counter()
+        output = super()._generate_and_score_completions(inputs)
+        self._prepare_seconds += time.perf_counter() - start
+        extra = self._record(self.state.global_step + 1, inputs, output, self._logs)
+        for name, value in extra.items():
+            self._metrics["train"][name].append(value)
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train"]
+        if metrics["completion_tokens"] and metrics["step_time"]:
+            metrics["tokens_per_second"].append(sum(metrics["completion_tokens"]) / sum(metrics["step_time"]))
+            metrics["memory_peak_gb"].append(peak_memory_gb())
+        super().log(logs, start_time)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        start, self._prepare_seconds = time.perf_counter(), 0.0
+        loss = super().training_step(*args, **kwargs)
+        update = time.perf_counter() - start - self._prepare_seconds
+        # TRL averages what is logged; a micro step is a share of an update.
+        self._metrics["train"]["seconds/update"].append(update * self.current_gradient_accumulation_steps)
+        return loss
+
+
+def build_trainer(
+    config: Config, policy: Policy, task: Task, problems: Sequence[Problem], rewards: Sequence[Reward], run: Run, watch: Watch
+) -> RecordingTrainer:
+    """TRL's trainer over our policy, data and rewards, with completions recorded in the run's folder."""
+    trainer = RecordingTrainer(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        reward_funcs=[reward.function for reward in rewards],
+        args=grpo_arguments(config, run, [reward.weight for reward in rewards], policy.engine.name),
+        train_dataset=dataset_of(problems),
+        callbacks=watch.callbacks(),
+        record=Recorder(config, policy, task, rewards, run),
+    )
+    trainer.remove_callback(PrinterCallback)  # the bar is ours
+    watch.validation.metrics = trainer._metrics["train"]
+    return trainer
+
+
+def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) -> GRPOConfig:
+    """The `grpo:` section as TRL's GRPOConfig, with what our other sections own and what the device decides."""
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported()
+    device = {"bf16": bf16, "fp16": cuda and not bf16, "use_cpu": not cuda, "dataloader_pin_memory": cuda}
+    return GRPOConfig(
+        **{**device, **config.grpo},
+        output_dir=str(run.checkpoints),
+        run_name=config.run.name,
+        seed=config.run.seed,
+        reward_weights=weights,
+        use_vllm=engine == "unsloth",
+        **({"vllm_mode": "colocate"} if engine == "unsloth" else {}),
+        report_to=config.logging.report_to or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+def dataset_of(problems: Sequence[Problem]) -> Dataset:
+    """One row per problem: `prompt` as messages, `answer`, `id` and the columns of `meta`."""
+    columns = columns_of([problem.example for problem in problems])
+    return Dataset.from_dict({"prompt": [list(problem.messages) for problem in problems], **columns})
+
+
+def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path | None) -> tuple[float, bool]:
+    """GRPO itself: (seconds of training, validation left out; whether all steps were done).
+
+    An interrupt or an error leaves what there is: the caller saves the adapter; checkpoints are on disk.
+    """
+    if checkpoint is not None:
+        runs.forget_after(run, int(checkpoint.name.rpartition("-")[2]))
+    start = time.perf_counter()
+    try:
+        with watch.stop.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        watch.stop.asked = True
+    finally:
+        watch.bar.bar.stop()
+    return time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked
+
+
+class Recorder:
+    """Called with each generation batch: judges it, writes it to completions/, returns metrics for TRL's log."""
+
+    def __init__(self, config: Config, policy: Policy, task: Task, rewards: Sequence[Reward], run: Run) -> None:
+        self.config, self.policy, self.task, self.rewards, self.run = config, policy, task, rewards, run
+
+    def __call__(self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]) -> dict[str, float]:
+        """inputs: the dataset rows, one per completion; output: TRL's tensors; logs: its newest texts and rewards."""
+        rows = self._rows(step, inputs, output, logs)
+        runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl", rows)
+        return {
+            "accuracy": _share(rows, "strict"),
+            "accuracy_lenient": _share(rows, "lenient"),
+            "format_rate": _share(rows, "formatted"),
+            "truncated_share": _share(rows, "truncated"),
+            "completion_tokens": float(sum(row["tokens"] for row in rows)),
+        }
+
+    def _rows(self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]) -> list[dict[str, Any]]:
+        ids, mask = output["completion_ids"], output["completion_mask"]
+        longest = self.config.grpo["max_completion_length"]
+        rows = []
+        for index, example in enumerate(_examples(inputs)):
+            place = index - len(inputs)  # TRL's logs are deques that end with this batch
+            text = logs["completion"][place]
+            text = text if isinstance(text, str) else text[-1]["content"]
+            tokens = int(mask[index].sum())
+            ended = bool((ids[index] == self.policy.tokenizer.eos_token_id).any())
+            completion = Completion(text, tokens, truncated=tokens >= longest and not ended)
+            rewards = {name: _number(values[place]) for name, values in logs["rewards"].items()}
+            scored = Scored(example, completion, self.task.judge(text, example.answer), rewards)
+            rows.append({"step": step, **item(scored), "advantage": float(logs["advantages"][place])})
+        return rows
+
+
+def peak_memory_gb() -> float:
+    """The most memory used so far, in GB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on a Mac, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _examples(inputs: list[dict[str, Any]]) -> list[Example]:
+    return [Example(row["id"], tuple(row["prompt"]), row["answer"]) for row in inputs]
+
+
+def _share(rows: list[dict[str, Any]], name: str) -> float:
+    return sum(row[name] for row in rows) / len(rows)
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)  # NaN is TRL's "cannot be judged"
