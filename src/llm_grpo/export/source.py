@@ -1,0 +1,90 @@
+"""The 16-bit base that an adapter is merged into: found by name, opened, refused where it is quantized.
+
+An adapter trained on 4-bit weights belongs on the 16-bit original. Merging it into the dequantized weights would keep
+the error of the quantization for good.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_grpo.errors import UserError
+from llm_grpo.export.tensors import Stored, read_header
+
+FOUR_BIT_SUFFIXES = ("-unsloth-bnb-4bit", "-bnb-4bit")  # longest first; Unsloth's names for its quantized copies
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+OTHER_FILES = ("generation_config.json", "*.py", "LICENSE*")  # *.py: the code of models that bring their own
+NAME_IT = "Name the 16-bit original, a folder or a Hub name, as model.merge_base (or --base)."
+
+
+@dataclass(frozen=True)
+class Base:
+    """A whole model in a folder. shards: file name -> its tensors by name, and its metadata."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    shards: dict[str, tuple[dict[str, Stored], dict[str, str]]]
+
+
+def sixteen_bit_name(name: str) -> str:
+    """`unsloth/Qwen2.5-3B-Instruct-bnb-4bit` -> `unsloth/Qwen2.5-3B-Instruct`; other names as they are."""
+    for suffix in FOUR_BIT_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def open_base(name: str, revision: str | None = None) -> Base:
+    """The base of that name: a local folder, or a model of the Hub. Raises UserError where there is no 16-bit one."""
+    if not name:
+        raise UserError(f"The adapter does not say what it was trained on. {NAME_IT}")
+    folder = Path(name)
+    if not folder.is_dir():
+        original = sixteen_bit_name(name)
+        folder = _download(original, revision if original == name else None)  # a revision is of one repository only
+        name = original
+    config = _config(folder, name)
+    return Base(name, folder, config, _shards(folder, name))
+
+
+def _download(name: str, revision: str | None) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    patterns = ["config.json", INDEX, "model*.safetensors", *TOKENIZER_FILES, *OTHER_FILES]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError, httpx.HTTPError) as error:  # huggingface_hub's own errors are kinds of these
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = f"The base '{name}' is no folder here and cannot be had from the Hub ({first_line})."
+        raise UserError(f"{why} {NAME_IT}") from error
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"The base '{name}' has no config.json. {NAME_IT}")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise UserError(f"The base '{name}' is quantized ({method}); its rounding errors would stay. {NAME_IT}")
+    return config
+
+
+def _shards(folder: Path, name: str) -> dict[str, tuple[dict[str, Stored], dict[str, str]]]:
+    if (folder / INDEX).is_file():
+        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    else:
+        names = [WEIGHTS]
+    files = [folder / file for file in dict.fromkeys(names)]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"The base '{name}' lacks {', '.join(missing)}, and only safetensors can be merged. {NAME_IT}")
+    return {file.name: read_header(file) for file in files}
