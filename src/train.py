@@ -1,8 +1,8 @@
 """Train a model with GRPO: config -> task -> rewards -> policy -> GRPO -> adapter, evaluated before and after.
 
-    python src/train.py --config configs/demo.yaml
-    python src/train.py --config configs/grpo.yaml grpo.max_steps=500 --dry-run
-    python src/train.py --config outputs/demo/config.yaml --resume
+python src/train.py --config configs/demo.yaml
+python src/train.py --config configs/grpo.yaml grpo.max_steps=500 --dry-run
+python src/train.py --config outputs/demo/config.yaml --resume
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
 
 from llm_grpo import command, runs
@@ -21,7 +20,7 @@ from llm_grpo.config import Config, load_config
 from llm_grpo.errors import UserError
 from llm_grpo.runs import Run
 
-console = Console()
+console = command.console()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument("--config", required=True, metavar="YAML", help="for example configs/demo.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="show the effective config and what it will do; needs no GPU")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the effective config and what it will do; needs no GPU"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     command.add_overrides(parser)
@@ -55,8 +56,9 @@ def dry_run(config: Config) -> int:
     try:
         examples = len(task.load("train").examples)
     except UserError as error:
-        examples = None
-        console.print(f"The data are not at hand, so shares of them are not known: {error}", style="yellow")
+        examples = task.published_train_size
+        known = f"counted by their published size ({examples:,})" if examples else "so shares of them are not known"
+        console.print(f"The data are not at hand, {known}: {error}", style="yellow", markup=False)
     console.print(plan_table(explain(config, examples)))
     return 0
 
@@ -75,7 +77,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     run = runs.create(config, overwrite=overwrite, resume=resume)
     choices = logging_choice(config)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
-    with command.library_output_in(run.folder / "libraries.log"):
+    with command.library_output_in(run.log):
         from llm_grpo.curves import draw
         from llm_grpo.policy import hardware, load_policy, save_adapter
         from llm_grpo.training import build_trainer, optimise
@@ -96,7 +98,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     watched = watch(
         config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_adapter(policy, folder)
     )
-    with command.library_output_in(run.folder / "libraries.log"):
+    with command.library_output_in(run.log):
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
     try:
         seconds, finished = optimise(trainer, watched, run, run.last_checkpoint() if resume else None)
@@ -117,7 +119,9 @@ def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable
 
     k = config.evaluation.samples
     max_tokens = config.evaluation.max_tokens or config.grpo["max_completion_length"]
-    samples = Sampling(max_tokens, config.grpo["temperature"], config.grpo["top_p"], k, config.run.seed) if k > 1 else None
+    samples = (
+        Sampling(max_tokens, config.grpo["temperature"], config.grpo["top_p"], k, config.run.seed) if k > 1 else None
+    )
 
     def run(problems: Any, what: str | None = None) -> dict[str, Any]:
         drawn = samples if what else None
@@ -127,7 +131,9 @@ def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable
     return run
 
 
-def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float) -> None:
+def conclude(
+    config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float
+) -> None:
     """Evaluate the adapter that was best on validation, sum up, merge, and answer a prompt with the merged model."""
     from llm_grpo.comparison import compare
     from llm_grpo.evaluation import without_items
@@ -163,9 +169,11 @@ def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> N
     try:
         merge(adapter, run.merged, config.model.merge_base or config.model.name)
     except UserError as error:
-        console.print(f"Not merged: {error}\nThe adapter is whole. Try again with: python src/merge.py --run {run.folder}")
+        console.print(
+            f"Not merged: {error}\nThe adapter is whole. Try again with: python src/merge.py --run {run.folder}"
+        )
         return
-    with command.library_output_in(run.folder / "libraries.log"):
+    with command.library_output_in(run.log):
         engine = load_engine(str(run.merged), None, None)
         answer = engine.generate([problem.messages], Sampling(config.grpo["max_completion_length"]))[0][0].text
     said = f"{problem.messages[-1]['content']}\n\n{answer.strip()}\n\n(right: {problem.example.answer})"

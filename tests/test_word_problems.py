@@ -81,9 +81,9 @@ def test_steps_are_true_small_and_end_in_the_answer() -> None:
     for example in everything(4)["train"]:
         for step in example.meta["steps"]:
             a, sign, b, result = re.fullmatch(r"(\d+)([-+*/])(\d+)=(\d+)", step).groups()
-            assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign] == int(
-                result
-            )
+            assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[
+                sign
+            ] == int(result)
             assert 1 <= int(result) <= 99
         assert example.meta["steps"][-1].endswith(f"={example.answer}")
 

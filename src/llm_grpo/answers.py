@@ -104,7 +104,7 @@ def _normal(text: str) -> str:
     """
     for _ in range(2):  # \boxed{\text{Paris}}, but no loop as long as the model likes
         text = _WRAPPED.sub(r"\1", text.strip())
-    return " ".join(text.casefold().split()).strip("*`\"'").rstrip(". ")
+    return " ".join(text.casefold().split()).lstrip("*`\"'").rstrip(". *`\"'")
 
 
 # --- judges ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ from llm_grpo.problems import Prepared
 
 
 def run(main: Callable[[], int]) -> None:
-    """Call a script's main and exit with its code: 2 after a user's mistake (one message, no traceback), 130 after Ctrl-C."""
+    """Exit with main's code: 2 after a user's mistake (one message, no traceback), 130 after Ctrl-C."""
     load_env_file()
     try:
         sys.exit(main())
@@ -40,21 +41,38 @@ def load_env_file() -> None:
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring as it is written."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
 
 
 def add_overrides(to: argparse.ArgumentParser) -> None:
     to.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the config")
 
 
+def console() -> Console:
+    """The terminal; where the output is a file or a pipe, wide enough that tables are not folded."""
+    found = Console()
+    return found if found.is_terminal else Console(width=120)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The three ways to name a model, of which one is given; and who generates."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="DIR", help="a run's folder: its base with the adapter that was evaluated")
+    which.add_argument("--adapter", metavar="DIR", help="an adapter's folder, on the base it names")
+    which.add_argument("--model", metavar="NAME", help="a model's folder or Hub name (base or merged)")
+    parser.add_argument("--engine", default="auto", choices=["auto", "unsloth", "transformers"], help="who generates")
+
+
 @contextmanager
 def progress(console: Console, what: str | None, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar that is gone when it is done; yields the function to call with the number done, None where `what` is None."""
+    """A bar that is gone when it is done. Yields what to call with the number done; None where `what` is None."""
     if what is None:
         yield None
         return
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(f"evaluating {what}", total=total)
+        line = bar.add_task(what, total=total)
         yield lambda count: bar.advance(line, count)
 
 
@@ -86,6 +104,7 @@ def library_output_in(file: Path) -> Iterator[None]:
 def quiet_libraries() -> None:
     """No warnings of libraries about themselves on the screen; errors stay."""
     warnings.filterwarnings("ignore")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails in the end raises
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

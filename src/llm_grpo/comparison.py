@@ -62,8 +62,8 @@ def majority_is_right(answers: Sequence[str | None], right: Sequence[bool]) -> f
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The paired comparison of two evaluations of the same items. Raises UserError where the items differ.
 
-    gained, lost, p_value are of strict accuracy; `lenient` holds the same for lenient accuracy. The strict gain is split
-    into what was wrong before however one reads it (newly_right) and what was right but could not be read by the
+    gained, lost, p_value are of strict accuracy; `lenient` holds the same for lenient accuracy. The strict gain is
+    split into what was wrong before however one reads it (newly_right) and what was right but could not be read by the
     strict parser (was_unreadable).
     """
     old, new = ({item["id"]: item for item in report["items"]} for report in (before, after))

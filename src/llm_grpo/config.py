@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -160,7 +160,9 @@ class Config(Section):
             yield path, value, self.origins.get(path, "default")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
     """Read a YAML file, put environment and `section.key=value` overrides over it, and check all of it.
 
     `environment` is os.environ unless given. Raises UserError with every fault at once, each by its dotted path.
@@ -168,13 +170,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), environment: Ma
     environment = os.environ if environment is None else environment
     data = read_yaml(Path(path))
     origins = {dotted: "file" for dotted, _ in leaves(data)}
-    given = [(ENVIRONMENT[name], environment[name], f"environment {name}") for name in ENVIRONMENT if environment.get(name)]
+    given = [
+        (ENVIRONMENT[name], environment[name], f"environment {name}") for name in ENVIRONMENT if environment.get(name)
+    ]
     given += [(*split_override(text), "command line") for text in overrides]
     for dotted, value, origin in given:
         put(data, dotted, value)
         for stale in [key for key in origins if key == dotted or key.startswith(f"{dotted}.")]:
             del origins[stale]
-        below = [".".join(filter(None, [dotted, inner])) for inner, _ in leaves(value)] if isinstance(value, dict) else []
+        below = (
+            [".".join(filter(None, [dotted, inner])) for inner, _ in leaves(value)] if isinstance(value, dict) else []
+        )
         origins |= dict.fromkeys(below or [dotted], origin)
     return check(data, origins, source=str(path))
 
@@ -223,7 +229,9 @@ def put(data: dict[str, Any], dotted: str, value: Any) -> None:
         is_last = depth == len(way)
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise UserError(f"{dotted}: '{key}' is not an index of a list with {len(node)} entries (0 is the first).")
+                raise UserError(
+                    f"{dotted}: '{key}' is not an index of a list with {len(node)} entries (0 is the first)."
+                )
             key = int(key)
         elif not isinstance(node, dict):
             raise UserError(f"{dotted}: '{'.'.join(way[:depth])}' is a single value, nothing can be set below it.")
@@ -241,11 +249,11 @@ def _fields(section: type[BaseModel]) -> list[str]:
 
 def _section_at(path: Sequence[Any]) -> type[BaseModel]:
     """The schema class that a fault's path ends in, to name the nearest of its keys."""
-    section: type[BaseModel] = Config
-    inner = {"run": RunSection, "model": ModelSection, "lora": LoraSection, "task": TaskSection, "prompt": PromptSection,
-             "rewards": RewardSpec, "rollouts": RolloutsSection, "evaluation": EvaluationSection,
-             "logging": LoggingSection, "merge": MergeSection}  # fmt: skip
-    return inner.get(path[0], section) if len(path) > 1 else section
+    if len(path) == 1:
+        return Config
+    inner = Config.model_fields[str(path[0])].annotation
+    classes = [inner, *get_args(inner)]  # Section, Section | None, list[Section]
+    return next(c for c in classes if isinstance(c, type) and issubclass(c, Section))
 
 
 def _say(fault: Mapping[str, Any]) -> str:

@@ -25,8 +25,19 @@ def draw(run: Run) -> None:
     figure.suptitle(f"{run.folder.name}: {rows[-1]['step']} steps")
     parts = sorted({key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean")})
     _panel(axes[0][0], rows, {"reward": "total"}, "reward")
-    _panel(axes[0][1], rows, {key: key.split("/")[1].removesuffix("_reward_func") for key in parts}, "reward by function (unweighted)")
-    _panel(axes[0][2], rows, {"accuracy": "strict, sampled", "format_rate": "format, sampled"}, "accuracy and format rate", (0, 1))
+    _panel(
+        axes[0][1],
+        rows,
+        {key: key.split("/")[1].removesuffix("_reward_func") for key in parts},
+        "reward by function (unweighted)",
+    )
+    _panel(
+        axes[0][2],
+        rows,
+        {"accuracy": "strict, sampled", "format_rate": "format, sampled"},
+        "accuracy and format rate",
+        (0, 1),
+    )
     for name, style in (("strict_accuracy", "o-"), ("lenient_accuracy", "s--")):
         if checks:
             label = f"{name.split('_')[0]}, greedy, validation"
@@ -51,7 +62,13 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return result
 
 
-def _panel(axis: Any, rows: Sequence[dict[str, Any]], lines: dict[str, str], title: str, limits: tuple[float, float] | None = None) -> None:
+def _panel(
+    axis: Any,
+    rows: Sequence[dict[str, Any]],
+    lines: dict[str, str],
+    title: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
     """One line per key: the raw values pale, their moving average in full."""
     for key, label in lines.items():
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]

@@ -16,10 +16,16 @@ class UserError(ValueError):
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """' Did you mean X?' with the nearest allowed name, or the list of them where none is near."""
+    """' Did you mean X?' with the nearest allowed name; else what is allowed (of a long list, the five nearest)."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else f" Allowed: {', '.join(names) or 'nothing'}."
+    near = near or [name for name in names if "".join(part[:1] for part in name.split("_")) == given.lower()]
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    if len(names) > 20:
+        five = difflib.get_close_matches(given, names, n=5, cutoff=0)
+        return f" None of the {len(names)} names is near; the nearest are {', '.join(five)}."
+    return f" Allowed: {', '.join(names) or 'nothing'}."
 
 
 def check_arguments(function: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:

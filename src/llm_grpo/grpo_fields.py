@@ -102,16 +102,22 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
     """Values that are of the right type and cannot work; TRL would say so only after the model was loaded."""
     whole = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "num_iterations",
              "steps_per_generation", "logging_steps", "save_steps", "learning_rate", "temperature")  # fmt: skip
-    faults = [f"grpo.{n}: {values[n]} given, must be above 0." for n in whole if (values.get(n) or 1) <= 0 or values.get(n) == 0]
+    faults = [
+        f"grpo.{n}: {values[n]} given, must be above 0."
+        for n in whole
+        if (values.get(n) or 1) <= 0 or values.get(n) == 0
+    ]
     if values["num_generations"] < 2:
-        faults.append(f"grpo.num_generations: {values['num_generations']} given. GRPO compares answers to one prompt: at least 2.")
+        faults.append(
+            f"grpo.num_generations: {values['num_generations']} given. GRPO compares answers to one prompt: at least 2."
+        )
     if faults:
         return faults
     rounds = values.get("steps_per_generation") or values["gradient_accumulation_steps"]
     batch = values.get("generation_batch_size") or values["per_device_train_batch_size"] * rounds
     if batch % values["num_generations"]:
         faults.append(
-            f"grpo.num_generations: {values['num_generations']} does not divide the {batch} completions of a generation batch "
+            f"grpo.num_generations: {values['num_generations']} does not divide the {batch} completions of a batch "
             f"(per_device_train_batch_size x steps_per_generation or gradient_accumulation_steps)."
         )
     return faults

@@ -108,15 +108,17 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
     batch = explain_batch(config, train_examples)
     prompts = batch.prompts_per_generation
     rows = [
-        ("a generation batch", f"{prompts} prompt{'s' * (prompts != 1)} x {batch.num_generations} generations"
+        ("a generation batch", f"{_prompts(prompts)} x {batch.num_generations} generations"
                                f" = {batch.completions_per_generation} completions"),
-        ("an update", f"{batch.prompts_per_update:g} prompts, {batch.completions_per_update} completions, "
+        ("an update", f"{_prompts(batch.prompts_per_update)}, {batch.completions_per_update} completions, "
                       f"at most {batch.max_tokens_per_update:,} tokens"),
         ("updates per generation batch", f"{batch.updates_per_generation:g}"),
     ]  # fmt: skip
     if batch.updates is not None:
         completions = batch.prompts_seen * batch.num_generations
-        rows.append(("updates in all", f"{batch.updates:,}: {batch.prompts_seen:,} prompts, {completions:,} completions"))
+        rows.append(
+            ("updates in all", f"{batch.updates:,}: {batch.prompts_seen:,} prompts, {completions:,} completions")
+        )
     if train_examples:
         share = batch.prompts_seen / train_examples
         updates = train_examples / batch.prompts_per_update
@@ -124,6 +126,10 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
     rows.append(("disk for checkpoints", _disk(config)))
     return rows
+
+
+def _prompts(count: float) -> str:
+    return f"{count:,g} prompt{'' if count == 1 else 's'}"
 
 
 def _disk(config: Config) -> str:

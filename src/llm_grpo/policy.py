@@ -61,7 +61,9 @@ def load_policy(config: Config) -> Policy:
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=_targets(model, config.lora.target_modules),
-        use_gradient_checkpointing="unsloth" if config.grpo["gradient_checkpointing"] and torch.cuda.is_available() else False,
+        use_gradient_checkpointing="unsloth"
+        if config.grpo["gradient_checkpointing"] and torch.cuda.is_available()
+        else False,
         random_state=config.run.seed,
     )
     choices = {
@@ -101,7 +103,11 @@ def hardware() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"gpu": None, "torch_threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(0)
-    return {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
+        "cuda": torch.version.cuda,
+    }
 
 
 def _remove(folder: Path) -> None:
@@ -133,7 +139,7 @@ def _check_quantisation(model: Any, wanted: bool) -> None:
     found = any(type(module).__name__ == "Linear4bit" for module in model.modules())
     if wanted and not found:
         raise UserError(
-            "model.load_in_4bit is true, but the model was loaded in 16-bit: bitsandbytes is missing or cannot work here. "
+            "model.load_in_4bit is true, but the model was loaded in 16-bit: bitsandbytes is missing or fails here. "
             "Install it (pip install bitsandbytes), or set model.load_in_4bit=false."
         )
 

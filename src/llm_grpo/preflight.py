@@ -29,7 +29,7 @@ def missing_for_training(config: Config) -> list[str]:
     for name in config.logging.report_to:
         if importlib.util.find_spec(name) is None:
             missing.append(f"logging.report_to names {name}, which is not installed: pip install {name}")
-    return missing + _missing_model(config)
+    return missing or _missing_model(config)  # asking the Hub takes long; not where the run cannot start anyway
 
 
 def logging_choice(config: Config) -> dict[str, str]:
@@ -63,7 +63,12 @@ def _missing_model(config: Config) -> list[str]:
 
     try:
         hf_hub_download(name, "config.json", revision=config.model.revision)
-    except (OSError, ValueError) as error:  # huggingface_hub's errors are OSErrors; offline without a cache is one of them
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # huggingface_hub's errors are OSErrors; offline without a cache is one of them
         said = (str(error).strip().splitlines() or [""])[0]
-        return [f"the model {name}: neither in the local cache nor to be had from the Hub ({type(error).__name__}: {said})"]
+        return [
+            f"the model {name}: neither in the local cache nor to be had from the Hub ({type(error).__name__}: {said})"
+        ]
     return []

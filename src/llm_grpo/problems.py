@@ -15,7 +15,7 @@ from llm_grpo.rewards import build_reward
 
 @dataclass(frozen=True)
 class Prepared:
-    """The problems of one split that can be used, and what could not: rows by file and line, prompts by id and tokens."""
+    """The usable problems of one split, and what is not: rows by file and line, prompts by id and tokens."""
 
     split: str
     problems: tuple[Problem, ...]
@@ -61,7 +61,9 @@ def _shots(task: Task, count: int) -> list[dict[str, str]]:
     shots = []
     for example in task.load("train").examples[:count] if count else ():
         if "solution" not in example.meta:
-            raise UserError(f"prompt.examples: task {task.name} has no worked solutions to show; set prompt.examples=0.")
+            raise UserError(
+                f"prompt.examples: task {task.name} has no worked solutions to show; set prompt.examples=0."
+            )
         shots.append({"id": example.id, "question": example.prompt[-1]["content"], "answer": _worked(example)})
     return shots
 

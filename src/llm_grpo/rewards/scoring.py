@@ -93,6 +93,7 @@ def _scored(
     rows = [row for _, row in batch]
     names = {name for row in rows for name in row} - {"completion", "completions", "prompt", "prompts", "scores"}
     columns = {name: [row.get(name) for row in rows] for name in sorted(names | {"answer"})}
+    columns["answer"] = [str(gold) if isinstance(gold, int | float) else gold for gold in columns["answer"]]
     columns |= {
         "prompts": [row.get("prompt", "") for row in rows],
         "completions": [_messages(row["completion"]) for row in rows],

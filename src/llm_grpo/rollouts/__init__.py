@@ -28,7 +28,9 @@ class Sampling:
                 f"temperature {self.temperature} at least 0, top_p {self.top_p} above 0 and at most 1."
             )
         if self.temperature == 0 and self.n > 1:
-            raise UserError(f"sampling: n is {self.n} at temperature 0, so all answers would be the same. Raise temperature.")
+            raise UserError(
+                f"sampling: n is {self.n} at temperature 0, so all answers would be the same. Raise temperature."
+            )
 
 
 class Engine(Protocol):
@@ -60,7 +62,7 @@ ENGINES: dict[str, Callable[[], list[str]]] = {
 
 
 def choose_engine(wanted: str) -> tuple[str, str]:
-    """(engine, reason). `auto` takes the first that can run here; an explicit wish that cannot be met is a UserError."""
+    """(engine, reason). `auto` takes the first that runs here; an explicit wish that cannot be met is a UserError."""
     if wanted != "auto":
         missing = ENGINES[wanted]()
         if missing:

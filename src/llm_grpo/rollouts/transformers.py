@@ -52,7 +52,9 @@ class TransformersEngine:
         device = self.model.device
         tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+        drawn = (
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+        )
         output = self.model.generate(
             input_ids=tokens,
             attention_mask=mask,

@@ -16,6 +16,7 @@ from llm_grpo.tasks.table import last_hash_answer
 
 DATA_VARIABLE = "LLM_GRPO_DATA"
 HUB_NAME = "openai/gsm8k"
+PUBLISHED_TRAIN_ROWS = 7473
 WAY_OUT = f"Set task.args.path to a folder with train.jsonl and test.jsonl, or {DATA_VARIABLE} to what holds gsm8k/."
 
 
@@ -43,7 +44,8 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
         wanted = tuple(e for e in whole.examples if (e.id in held_back) == (split == "validation"))
         return Split(wanted, whole.bad_rows if split == "train" else ())
 
-    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, judge_xml)
+    size = None if path else PUBLISHED_TRAIN_ROWS - validation_size
+    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, judge_xml, published_train_size=size)
 
 
 def _example(identity: str, row: dict[str, object]) -> Example:

@@ -192,9 +192,7 @@ def _check_size(name: str, size: int) -> int:
     return size
 
 
-def word_problems(
-    *, seed: int = 0, train_size: int = 4000, validation_size: int = 500, test_size: int = 1000
-) -> Task:
+def word_problems(*, seed: int = 0, train_size: int = 4000, validation_size: int = 500, test_size: int = 1000) -> Task:
     """The task of that seed: 'train', 'validation' and 'test' of the given sizes. Raises UserError on a bad size."""
     sizes = {
         "train": _check_size("train_size", train_size),
