@@ -1,0 +1,176 @@
+"""Score a model on a split, score completions made elsewhere, or compare two evaluations item by item.
+
+python src/eval.py --config outputs/demo/config.yaml --run outputs/demo --split test --limit 100
+python src/eval.py --config configs/demo.yaml --model examples/tiny_qwen2 --samples 8
+python src/eval.py --config configs/demo.yaml --completions mine.jsonl
+python src/eval.py --compare outputs/demo/eval/before.json outputs/demo/eval/after.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from llm_grpo import command
+from llm_grpo.config import Config, load_config
+from llm_grpo.errors import UserError
+
+console = command.console()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    if args.compare:
+        return show_comparison(*args.compare)
+    if args.output and Path(args.output).exists():
+        raise UserError(f"--output: {args.output} exists already; remove it or choose another name.")
+    config = config_for(args)
+    report = score_file(args, config) if args.completions else score_model(args, config)
+    from llm_grpo.runs import write_json
+    from llm_grpo.tables import evaluation_table
+
+    output = Path(args.output) if args.output else default_output(args)
+    write_json(output, report)
+    console.print(evaluation_table(report, f"{report['what']}: {report['n']} problems of the {args.split} split"))
+    console.print(f"Every item: {output}", highlight=False)
+    return 0
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__)
+    parser.add_argument("--config", metavar="YAML", help="task, prompt and rewards (default: those of --run)")
+    command.add_model_arguments(parser)
+    parser.add_argument(
+        "--completions", metavar="FILE", help='score JSONL lines {"id": ..., "completion": ...} instead of a model'
+    )
+    parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="the paired table of two evaluations")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N problems (default: evaluation.limit)")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="K", help="besides the greedy answer: avg@K, maj@K, pass@K"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="where the JSON goes (default: the run's eval/, or outputs/eval/)"
+    )
+    command.add_overrides(parser)
+    return parser
+
+
+def config_for(args: argparse.Namespace) -> Config:
+    from llm_grpo.rollouts.loading import config_of
+
+    if args.limit is not None and args.limit < 1 or args.samples < 1:
+        raise UserError(f"--limit ({args.limit}) and --samples ({args.samples}) must be at least 1.")
+    if args.config:
+        return load_config(args.config, args.overrides)
+    config = config_of(args)
+    if config is None:
+        raise UserError("Which task? Give --config YAML (or --run outputs/NAME, whose config is used).")
+    return config
+
+
+def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Greedy answers of the model to the split, and sampled ones where --samples asks for them."""
+    from llm_grpo.evaluation import evaluate
+    from llm_grpo.problems import build_rewards, prepare
+    from llm_grpo.rollouts import Sampling
+    from llm_grpo.rollouts.loading import open_engine
+    from llm_grpo.tasks import build_task
+
+    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
+    task.load(args.split)
+    with command.library_output_in(Path("outputs/libraries.log")):
+        engine, what = open_engine(args, config)
+    data = prepare(task, args.split, config, engine.tokenizer, args.limit or config.evaluation.limit)
+    command.say_left_out(console, [data])
+    tokens = config.evaluation.max_tokens or config.grpo["max_completion_length"]
+    drawn = Sampling(tokens, config.grpo["temperature"], config.grpo["top_p"], args.samples, config.run.seed)
+    samples = drawn if args.samples > 1 else None
+    with command.progress(console, "evaluating", len(data.problems) * (2 if samples else 1)) as on_done:
+        report = evaluate(engine, task, data.problems, rewards, tokens, samples, on_done)
+    return {"what": what, "split": args.split, **report}
+
+
+def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Completions made elsewhere, matched to the split by id; every problem has to have one. Raises UserError."""
+    from llm_grpo.evaluation import report_on, score
+    from llm_grpo.problems import build_rewards
+    from llm_grpo.records import Completion, Problem
+    from llm_grpo.tasks import build_task
+
+    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
+    texts = read_completions(Path(args.completions))
+    examples = task.load(args.split).examples[: args.limit]
+    known = {example.id for example in examples}
+    if unknown := [name for name in texts if name not in known]:
+        raise UserError(
+            f"{args.completions}: {len(unknown)} ids are not in the {args.split} split, the first is '{unknown[0]}'."
+        )
+    answered = [example for example in examples if example.id in texts]
+    problems = [Problem(example, example.prompt) for example in answered]
+    completions = [Completion(texts[example.id], tokens=0) for example in answered]
+    report = report_on(score(task, problems, completions, rewards), rewards)
+    return {
+        "what": f"{args.completions} ({len(examples) - len(answered)} problems without a completion)",
+        "split": args.split,
+        **report,
+    }
+
+
+def read_completions(path: Path) -> dict[str, str]:
+    """{id: completion} of a JSONL file. Raises UserError by file and line."""
+    if not path.is_file():
+        raise UserError(f"--completions: there is no file {path}.")
+    texts: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["id"], row["completion"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f'{path}:{number}: needs JSON with "id" and "completion".') from None
+        if not isinstance(name, str) or not isinstance(text, str) or name in texts:
+            raise UserError(f"{path}:{number}: id and completion must be texts, and each id stands once.")
+        texts[name] = text
+    if not texts:
+        raise UserError(f"{path} holds no completions.")
+    return texts
+
+
+def show_comparison(first: str, second: str) -> int:
+    """The paired table, and the items gained and lost with their texts."""
+    from llm_grpo.comparison import compare
+    from llm_grpo.tables import changed_items, comparison_table
+
+    before, after = read_report(first), read_report(second)
+    paired = compare(before, after)
+    console.print(comparison_table(before, after, paired, f"{paired['n']} problems: {first} against {second}"))
+    for name in ("gained", "lost"):
+        console.print(changed_items(before, after, paired[f"{name}_items"], name))
+    return 0
+
+
+def read_report(path: str) -> dict[str, Any]:
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        report["items"], report["strict_accuracy_ci95"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{path}: not an evaluation written by src/eval.py or src/train.py.") from None
+    return report
+
+
+def default_output(args: argparse.Namespace) -> Path:
+    """A new name each time: nothing finished is overwritten."""
+    folder = Path(args.run) / "eval" if args.run else Path("outputs/eval")
+    number = 1
+    while (folder / f"{args.split}-{number}.json").exists():
+        number += 1
+    return folder / f"{args.split}-{number}.json"
+
+
+if __name__ == "__main__":
+    command.quiet_libraries()
+    command.run(main)
