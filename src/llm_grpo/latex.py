@@ -21,6 +21,7 @@ _TOKEN = re.compile(
 )
 _LONG_DIGITS = re.compile(r"[0-9]{13}")
 _POWER = re.compile(r"\^\s*(?:\{\s*-?([0-9]{1,2})\s*\}|([0-9])|)")
+_ROOT = re.compile(r"\\sqrt(?:\[[0-9]\])?\s?(?:\{[^{}\\]*\}|[0-9])")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 
 
@@ -37,16 +38,18 @@ def _undressed(text: str) -> str:
 
 
 def _is_tame(formula: str) -> bool:
-    """Numbers with few roots and small powers, or short polynomials: what ends within milliseconds.
+    """Numbers with few roots and small powers, or short polynomials: what ends well within a second.
 
-    Letters under a root or a bar are refused: there sympy can think for minutes (found by fuzzing: a root of x/0).
+    Refused is where fuzzing found sympy thinking for minutes: letters beside a root or a bar, roots of roots or of
+    fractions, decimals beside a root.
     """
     powers = [match[1] or match[2] for match in _POWER.finditer(formula)]
     if not formula or _TOKEN.sub("", formula) or _LONG_DIGITS.search(formula) or None in powers:
         return False
     size = math.prod(max(1, int(power)) for power in powers)
     if not re.search("[a-zA-Z]", _COMMAND.sub("", formula)):
-        return size <= 100 and formula.count("sqrt") <= 3
+        roots = formula.count("sqrt")
+        return size <= 100 and roots == len(_ROOT.findall(formula)) <= 3 and not (roots and "." in formula)
     sums = formula.count("+") + formula.count("-")
     return size <= 4 and sums <= 6 and not re.search("sqrt|frac|div|/", formula)
 

@@ -15,12 +15,13 @@ class Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, less two surprises: `1e-5` as a string and silent duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice", key_node.start_mark
-                )
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                mark = key_node.start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -47,7 +48,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """One value from the command line, read as YAML: `1e-5`, `true`, `null`, `[a, b]`, `{k: 1}`, plain words."""
+    """One value from the command line, read as YAML: `1e-5`, `true`, `null`, `[a, b]`, `{k: 1}`; other words are a text
+    (`Note: be brief` too, although YAML would make a mapping of it)."""
+    if ": " in text and text.lstrip()[:1] not in "{['\"":
+        return text
     return _load(text, where)
 
 

@@ -1,0 +1,58 @@
+"""What tests share: the repository, the shipped model, scripts run as a user would, one small run of the demo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("LLM_GRPO_DATA", None) if not Path(os.environ.get("LLM_GRPO_DATA", ".")).is_dir() else None
+for name in ("MODEL_NAME", "OUTPUT_DIR", "RUN_NAME", "WANDB_API_KEY", "HF_TOKEN"):
+    os.environ.pop(name, None)
+
+import llm_grpo.policy  # noqa: E402, F401  (unsloth has to come before trl, transformers and peft, in this process too)
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "examples" / "tiny_qwen2"
+
+# The demo, small enough for a test: the same path with few steps, prompts and problems.
+SMALL = (
+    "grpo.max_steps=4",
+    "grpo.save_steps=2",
+    "grpo.per_device_train_batch_size=16",
+    "evaluation.limit=24",
+    "evaluation.validation_limit=8",
+    "evaluation.every_steps=2",
+)
+
+
+def run_script(*words: object, timeout_s: float = 540, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python src/NAME.py ...` from the repository's root, output captured."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(run folder, what was printed) of configs/demo.yaml with few steps."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    done = run_script("src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={outputs}", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return outputs / "demo", done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(TINY)

@@ -1,0 +1,185 @@
+"""The schema, precedence, and what a person is told who wrote it wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from llm_grpo.config import GRPO_DEFAULTS, load_config, split_override
+from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.grpo_fields import OWNED_ELSEWHERE, grpo_fields
+from llm_grpo.problems import build_rewards
+from llm_grpo.tasks import build_task
+
+MINIMAL = "model: {name: m}\ntask: {name: word_problems}\nrewards: [{name: correctness_reward_func}]\n"
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def file(text: str) -> Path:
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return path
+
+    return file
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_every_shipped_config_loads_with_its_task_and_rewards(path: Path) -> None:
+    config = load_config(path, environment={})
+    assert build_rewards(config.rewards)
+    assert build_task(config.task.name, config.task.args)
+
+
+def test_precedence_and_origins(write) -> None:
+    path = write(MINIMAL + "run: {seed: 1}\ngrpo: {max_steps: 5}\n")
+    config = load_config(path, ["grpo.max_steps=7"], environment={"MODEL_NAME": "other", "RUN_NAME": "r2"})
+    origin = {key: (value, where) for key, value, where in config.settings()}
+    assert origin["run.seed"] == (1, "file")
+    assert origin["grpo.max_steps"] == (7, "command line")
+    assert origin["model.name"] == ("other", "environment MODEL_NAME")
+    assert origin["run.name"] == ("r2", "environment RUN_NAME")
+    assert origin["lora.r"] == (64, "default")
+    over = load_config(path, ["model.name=third"], environment={"MODEL_NAME": "other"})
+    assert over.model.name == "third", "the command line comes after the environment"
+
+
+def test_a_replaced_section_forgets_the_origins_below(write) -> None:
+    config = load_config(
+        write(MINIMAL + "task: {name: jsonl, args: {path: a, test_share: 0.2}}\n".replace("task", "prompt: {}\n#")), []
+    )
+    assert config.task.name == "word_problems"
+    config = load_config(write(MINIMAL), ["task={name: jsonl, args: {path: x}}"], environment={})
+    origins = {key: where for key, _, where in config.settings()}
+    assert origins["task.args.path"] == origins["task.name"] == "command line"
+
+
+WRONG = [
+    ("modle: {name: x}", "modle: unknown key. Did you mean 'model'?", "a section"),
+    ("model: {name: x, nmae: y}", "model.nmae: unknown key. Did you mean 'name'?", "a key in a section"),
+    ("lora: {rank: 8}", "lora.rank: unknown key.", "a key with no near name lists the allowed ones"),
+    ("rewards: [{name: a, wieght: 2}]", "rewards.0.wieght: unknown key. Did you mean 'weight'?", "a key in a list"),
+    ("grpo: {lerning_rate: 1}", "grpo.lerning_rate: TRL's GRPOConfig has no such field. Did you mean 'learning_rate'?", "TRL's"),
+    ("grpo: {lr: 1}", "Did you mean 'learning_rate'?", "an abbreviation"),
+    ("grpo: {seed: 1}", "grpo.seed: belongs to run.seed", "a fact has one owner"),
+    ("grpo: {report_to: wandb}", "grpo.report_to: belongs to logging.report_to", "a fact has one owner"),
+    ("grpo: {output_dir: x}", "grpo.output_dir: belongs to run.output_dir", "a fact has one owner"),
+    ("grpo: {learning_rate: fast}", "grpo.learning_rate: 'fast' given, TRL takes float", "a type TRL would not check"),
+    ("grpo: {num_generations: 1}", "at least 2", "GRPO compares answers"),
+    ("grpo: {num_generations: 3}", "does not divide the 8 completions", "TRL would say so after loading the model"),
+    ("grpo: {learning_rate: -1.0}", "must be above 0", "a rate that unlearns"),
+    ("grpo: [1]", "grpo:", "not a mapping"),
+    ("run: {name: '../x'}", "run.name", "a name is one folder"),
+    ("run: {seed: '3'}", "run.seed: '3' given", "a number in quotes is not a number"),
+    ("rollouts: {engine: vlm}", "rollouts.engine: 'vlm' is not allowed. Allowed: 'auto'", "a choice"),
+    ("rewards: []", "rewards", "nothing to learn from"),
+    ("logging: {report_to: [mlflow]}", "logging.report_to.0: 'mlflow' is not allowed", "a choice in a list"),
+    ("origins: {}", "origins: unknown key", "an internal field is not a setting"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said", "why"), WRONG, ids=[row[2] for row in WRONG])
+def test_faults_are_said(write, text: str, said: str, why: str) -> None:
+    section = text.split(":")[0]
+    kept = "".join(line + "\n" for line in MINIMAL.splitlines() if not line.startswith(section + ":"))
+    with pytest.raises(UserError) as error:
+        load_config(write(kept + text + "\n"), environment={})
+    assert said in str(error.value)
+
+
+def test_all_faults_at_once(write) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(
+            write("model: {nme: x}\ntask: {name: t}\nrewards: [{name: a}]\ngrpo: {sed: 1, temp: 2}\nlora: {r: 0}\n")
+        )
+    said = str(error.value)
+    assert all(path in said for path in ("model.name", "model.nme", "grpo.sed", "grpo.temp", "lora.r")), said
+
+
+NUMBERS = [
+    ("1e-5", 1e-5),
+    ("1E5", 1e5),
+    ("1.5e-3", 1.5e-3),
+    ("-2e3", -2000.0),
+    ("3", 3),
+    ("0.1", 0.1),
+    ("e5", "e5"),
+    ("1e", "1e"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), NUMBERS)
+def test_numbers_are_numbers(text: str, value: object) -> None:
+    got = split_override(f"a.b={text}")[1]
+    assert got == value and type(got) is type(value)
+
+
+def test_one_step_without_a_dot_is_a_number_in_a_file(write) -> None:
+    assert load_config(write(MINIMAL + "grpo: {learning_rate: 1e-5}\n"), environment={}).grpo["learning_rate"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\na: 2\n", "c.yaml:2: not valid YAML (the key 'a' stands twice)"),
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "not sections with keys"),
+        ("", "not sections with keys"),
+        ("model: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_broken_files(write, text: str, said: str) -> None:
+    with pytest.raises(UserError, match="c.yaml") as error:
+        load_config(write(text))
+    assert said in str(error.value)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text(MINIMAL)
+    with pytest.raises(UserError, match="There are: .*demo.yaml"):
+        load_config(tmp_path / "dmeo.yaml")
+
+
+@pytest.mark.parametrize("text", ["a", "=3", "a..b=3", ".a=3"])
+def test_what_is_no_override(text: str) -> None:
+    with pytest.raises(UserError, match="section.key=value"):
+        split_override(text)
+
+
+def test_overrides_reach_into_lists(write) -> None:
+    assert load_config(write(MINIMAL), ["rewards.0.weight=2.5"], environment={}).rewards[0].weight == 2.5
+    with pytest.raises(UserError, match="'1' is not an index of a list with 1 entries"):
+        load_config(write(MINIMAL), ["rewards.1.weight=2.5"], environment={})
+    with pytest.raises(UserError, match="is a single value"):
+        load_config(write(MINIMAL), ["model.name.x=2"], environment={})
+
+
+def test_epochs_replace_the_default_number_of_steps(write) -> None:
+    assert load_config(write(MINIMAL + "grpo: {num_train_epochs: 2.0}\n"), environment={}).grpo["max_steps"] == -1
+
+
+def test_the_effective_config_loads_again_unchanged(write, tmp_path: Path) -> None:
+    from llm_grpo.yaml_text import write_yaml
+
+    config = load_config(write(MINIMAL), ["grpo.learning_rate=1e-5", "prompt.system=a: b"], environment={})
+    again = tmp_path / "again.yaml"
+    again.write_text(write_yaml(config.as_dict(), "a\nb"))
+    assert load_config(again, environment={}).as_dict() == config.as_dict()
+
+
+def test_grpo_fields_are_those_of_the_installed_trl() -> None:
+    from trl import GRPOConfig
+
+    assert set(grpo_fields()) == {field.name for field in dataclasses.fields(GRPOConfig)}
+    assert set(OWNED_ELSEWHERE) <= set(grpo_fields())
+    assert set(GRPO_DEFAULTS) <= set(grpo_fields())
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("jsnol", ["jsonl", "csv"]) == " Did you mean 'jsonl'?"
+    assert did_you_mean("zzz", ["jsonl", "csv"]) == " Allowed: csv, jsonl."
+    assert "the nearest are" in did_you_mean("zzz", [f"name_{i}" for i in range(30)])
