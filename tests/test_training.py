@@ -1,0 +1,161 @@
+"""The real Unsloth and the real TRL for a few steps, in 16-bit/32-bit and in 4-bit, and what is recorded of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from rich.console import Console
+
+from llm_grpo import runs
+from llm_grpo.config import load_config
+from llm_grpo.errors import UserError
+from llm_grpo.evaluation import evaluate, without_items
+from llm_grpo.policy import load_adapter, load_policy, save_adapter
+from llm_grpo.problems import build_rewards, prepare
+from llm_grpo.rewards.guarding import RewardError
+from llm_grpo.tasks import build_task
+from llm_grpo.training import build_trainer, grpo_arguments, optimise
+from llm_grpo.watching import watch
+
+STEPS = ["grpo.max_steps=2", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=0", "grpo.learning_rate=1e-3"]
+
+
+def trained(tmp_path: Path, *overrides: str):
+    """(policy, run, config) after a few steps of the demo config."""
+    config = load_config(ROOT / "configs" / "demo.yaml", [f"run.output_dir={tmp_path}", *STEPS, *overrides], environment={})
+    run = runs.create(config)
+    policy = load_policy(config)
+    task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
+    data = prepare(task, "train", config, policy.tokenizer, 64)
+    check = prepare(task, "validation", config, policy.tokenizer, 8)
+    watched = watch(
+        config, run, Console(quiet=True),
+        lambda: without_items(evaluate(policy.engine, task, check.problems, rewards, 32)),
+        lambda folder: save_adapter(policy, folder),
+    )  # fmt: skip
+    trainer = build_trainer(config, policy, task, data.problems, rewards, run, watched)
+    optimise(trainer, watched, run, None)
+    return policy, run, config
+
+
+def lora_b(policy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for n, p in policy.model.named_parameters() if "lora_B" in n])
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["32-bit", "4-bit"])
+def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: bool) -> None:
+    policy, run, config = trained(tmp_path, f"model.load_in_4bit={str(four_bit).lower()}")
+    kinds = {type(module).__name__ for module in policy.model.modules()}
+    assert ("Linear4bit" in kinds) == four_bit
+    assert lora_b(policy).abs().max() > 0, "B starts at zero; it has to move"
+    metrics = list(runs.read_jsonl(run.metrics))
+    assert [row["step"] for row in metrics] == [1, 2]
+    wanted = ("reward", "loss", "grad_norm", "learning_rate", "accuracy", "format_rate", "truncated_share", "tokens_per_second",
+              "frac_reward_zero_std", "completions/mean_length", "seconds/generation", "seconds/rewards", "seconds/update",
+              "step_time", "memory_peak_gb")  # fmt: skip
+    for row in metrics:
+        assert all(math.isfinite(row[name]) for name in wanted), row
+    rows = list(runs.read_jsonl(run.completions / "step_000001.jsonl"))
+    assert len(rows) == 16
+    for start in (0, 8):
+        group = rows[start : start + 8]
+        assert len({row["id"] for row in group}) == 1, "eight answers to one problem"
+        assert abs(sum(row["advantage"] for row in group)) < 1e-3
+    by_hand = build_rewards(config.rewards)
+    for row in rows:
+        completions = [[{"role": "assistant", "content": row["completion"]}]]
+        for reward in by_hand:
+            value = reward.function(prompts=[[]], completions=completions, answer=[row["answer"]], id=[row["id"]])[0]
+            assert row["rewards"][reward.label] == pytest.approx(value), "one number everywhere"
+    weights = {reward.label: reward.weight for reward in by_hand}
+    mean = sum(weights[k] * v for row in rows for k, v in row["rewards"].items()) / len(rows)
+    assert metrics[0]["reward"] == pytest.approx(mean, abs=1e-5)
+    assert metrics[0]["accuracy"] == sum(row["strict"] for row in rows) / len(rows)
+
+
+def test_a_saved_adapter_comes_back(tmp_path: Path) -> None:
+    policy, run, _ = trained(tmp_path, "grpo.max_steps=1")
+    kept = lora_b(policy)
+    save_adapter(policy, run.adapter)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+    load_adapter(policy, run.adapter)
+    assert torch.equal(lora_b(policy), kept)
+    assert not [p.name for p in run.folder.iterdir() if p.name.startswith(".")], "no drafts are left"
+
+
+def test_validation_keeps_the_best_adapter(tmp_path: Path) -> None:
+    _, run, _ = trained(tmp_path, "evaluation.every_steps=1")
+    rows = list(runs.read_jsonl(run.validation))
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    best = max(rows[1:], key=lambda row: (row["strict_accuracy"], row["step"]))
+    assert json.loads((run.adapter_best / "validation.json").read_text())["step"] == best["step"]
+    assert run.chosen_adapter() == run.adapter_best
+
+
+BAD = [
+    ("raises", "return [1 / 0 for _ in completions]", "ZeroDivisionError"),
+    ("too_few", "return [1.0]", "returned 1 scores for 16 completions"),
+    ("text", "return ['good'] * len(completions)", "good"),
+    ("nan", "return [float('nan')] * len(completions)", "nan"),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "said"), BAD, ids=[row[0] for row in BAD])
+def test_a_faulty_reward_is_named_with_its_step(tmp_path: Path, name: str, body: str, said: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def {name}(prompts, completions, answer, **kwargs):\n    {body}\n")
+    with pytest.raises(RewardError, match=name) as error:
+        trained(tmp_path, f"rewards=[{{name: '{file}:{name}'}}]")
+    assert said in str(error.value) and "step" in str(error.value)
+
+
+def test_a_function_copied_from_a_notebook_trains(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def mine(prompts, completions, answer, **kwargs) -> list[float]:\n"
+        "    responses = [completion[0]['content'] for completion in completions]\n"
+        "    assert prompts[0][-1]['role'] == 'user'\n"
+        "    return [2.0 if a in r else 0.0 for r, a in zip(responses, answer)]\n"
+    )
+    _, run, _ = trained(tmp_path, f"rewards=[{{name: '{file}:mine', weight: 0.5}}]")
+    assert "rewards/mine/mean" in next(runs.read_jsonl(run.metrics))
+
+
+def test_every_value_under_grpo_reaches_trl_unchanged(tmp_path: Path) -> None:
+    """Unsloth drops and rewrites arguments in silence; what the user wrote has to be what TRL holds."""
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch"], environment={})
+        arguments = grpo_arguments(config, runs.Run(tmp_path), [1.0] * len(config.rewards), "transformers")
+        for name, value in config.grpo.items():
+            assert getattr(arguments, name) == value, f"{path.name}: grpo.{name}"
+        assert arguments.seed == config.run.seed
+
+
+def test_a_lora_on_modules_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="q_prj.*It has: .*q_proj"):
+        trained(tmp_path, "lora.target_modules=[q_prj]")
+
+
+def test_the_seams_of_trl_that_are_overridden_are_there() -> None:
+    from trl import GRPOTrainer
+
+    assert list(inspect.signature(GRPOTrainer._generate).parameters) == ["self", "prompts"]
+    assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
+    assert hasattr(GRPOTrainer, "_calculate_rewards")
+    source = inspect.getsource(GRPOTrainer)
+    for name in ('self._logs["completion"]', 'self._logs["rewards"]', 'self._logs["advantages"]', 'self._metrics[mode]'):
+        assert name in source, name
