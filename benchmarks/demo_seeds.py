@@ -1,8 +1,8 @@
-"""Does the demo learn with every seed? Runs configs/demo.yaml once per seed, as a user would, and writes what came of it.
+"""Does the demo learn with every seed? Runs configs/demo.yaml once per seed and writes down what came of it.
 
     python benchmarks/demo_seeds.py --seeds 0 1 2
 
-One run after the other, each in a process of its own; the JSON goes to benchmarks/results/ with date, commit and machine.
+One run after the other, each in a process of its own; the JSON (date, commit, machine) goes to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -64,11 +64,10 @@ def main() -> int:
     path.write_text(json.dumps(result, indent=2) + "\n")
     for row in runs:
         before, after, lenient = row["before"], row["after"], row["paired"]["lenient"]
-        print(
-            f"seed {row['seed']}: strict {before['strict_accuracy']:.3f} -> {after['strict_accuracy']:.3f} "
-            f"(p {row['paired']['p_value']:.1e}), lenient {before['lenient_accuracy']:.3f} -> {after['lenient_accuracy']:.3f} "
-            f"(gained {lenient['gained']}, lost {lenient['lost']}), {row['train_seconds']:.0f} s"
-        )
+        strict = f"{before['strict_accuracy']:.3f} -> {after['strict_accuracy']:.3f} (p {row['paired']['p_value']:.0e})"
+        both = f"{before['lenient_accuracy']:.3f} -> {after['lenient_accuracy']:.3f}"
+        changed = f"gained {lenient['gained']}, lost {lenient['lost']}"
+        print(f"seed {row['seed']}: strict {strict}, lenient {both} ({changed}), {row['train_seconds']:.0f} s")
         for promise, kept in row["met"].items():
             print(f"  {'yes' if kept else 'NO '}  {promise}")
     print(path.relative_to(ROOT))

@@ -40,9 +40,16 @@ def test_the_gold_answer_earns_full_marks_and_a_wrong_one_does_not(task, rewards
 
 def test_shares_are_counted(task, rewards) -> None:
     texts = [TEMPLATE.format("1"), "It is 1", TEMPLATE.format("2"), "no idea"]
-    completions = [Completion(text, tokens, truncated=tokens == 40) for text, tokens in zip(texts, (10, 20, 30, 40), strict=True)]
+    completions = [
+        Completion(text, tokens, truncated=tokens == 40) for text, tokens in zip(texts, (10, 20, 30, 40), strict=True)
+    ]
     report = report_on(score(task, problems(*"1111"), completions, rewards), rewards)
-    assert (report["n"], report["strict_accuracy"], report["lenient_accuracy"], report["format_rate"]) == (4, 0.25, 0.5, 0.5)
+    assert (report["n"], report["strict_accuracy"], report["lenient_accuracy"], report["format_rate"]) == (
+        4,
+        0.25,
+        0.5,
+        0.5,
+    )
     assert (report["mean_tokens"], report["truncated_share"]) == (25, 0.25)
     assert report["rewards"]["correctness_reward_func"] == 0.5
     assert report["strict_accuracy_ci95"][0] < 0.25 < report["strict_accuracy_ci95"][1]
@@ -51,14 +58,20 @@ def test_shares_are_counted(task, rewards) -> None:
 
 
 def test_weights_make_the_sum(task) -> None:
-    specs = [RewardSpec(name="correctness_reward_func", weight=0.5), RewardSpec(name="strict_format_reward_func", weight=4.0)]
+    specs = [
+        RewardSpec(name="correctness_reward_func", weight=0.5),
+        RewardSpec(name="strict_format_reward_func", weight=4.0),
+    ]
     rewards = build_rewards(specs)
     report = report_on(score(task, problems("1"), [Completion(TEMPLATE.format("1"), 1)], rewards), rewards)
     assert report["reward"] == 0.5 * 2.0 + 4.0 * 0.5
 
 
 def test_a_reward_that_stands_twice_keeps_its_own_column() -> None:
-    twice = [RewardSpec(name="correctness_reward_func"), RewardSpec(name="correctness_reward_func", args={"published": True})]
+    twice = [
+        RewardSpec(name="correctness_reward_func"),
+        RewardSpec(name="correctness_reward_func", args={"published": True}),
+    ]
     assert [r.label for r in build_rewards(twice)] == ["correctness_reward_func", "correctness_reward_func#2"]
 
 

@@ -11,7 +11,11 @@ from llm_grpo.prompts import render
 from llm_grpo.rollouts import Sampling, choose_engine
 from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
 
-QUESTIONS = ["Tom has 5 pens and buys 7 more. How many?", "2+3?", "Ada has 4 boxes with 8 plums in each. How many plums is that in all?"]
+QUESTIONS = [
+    "Tom has 5 pens and buys 7 more. How many?",
+    "2+3?",
+    "Ada has 4 boxes with 8 plums in each. How many plums is that in all?",
+]
 PROMPTS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 
@@ -70,7 +74,8 @@ def test_no_prompts_no_completions(engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_tokens": 0}, {"n": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"n": 2, "temperature": 0.0}]
+    "values",
+    [{"max_tokens": 0}, {"n": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"n": 2, "temperature": 0.0}],
 )
 def test_sampling_that_cannot_be(values) -> None:
     with pytest.raises(UserError, match="sampling"):

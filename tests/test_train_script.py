@@ -51,7 +51,9 @@ def test_the_merged_model_opens_without_peft_and_answers_as_the_adapter(demo_run
     base = AutoModelForCausalLM.from_pretrained(ROOT / "examples" / "tiny_qwen2", dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, demo_run[0] / "adapter_best")
     assert type(merged).__name__ == "Qwen2ForCausalLM"
-    ids = AutoTokenizer.from_pretrained(demo_run[0] / "merged")("Tom has 5 pens and buys 7 more.", return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(demo_run[0] / "merged")("Tom has 5 pens and buys 7 more.", return_tensors="pt")[
+        "input_ids"
+    ]
     with torch.no_grad():
         gap = (merged(ids).logits.log_softmax(-1) - adapted(ids).logits.log_softmax(-1)).abs().max()
     assert gap < 0.1, "16-bit weights against float32 base plus adapter"
@@ -113,7 +115,9 @@ def test_the_reference_run_says_in_one_screen_what_is_missing() -> None:
 
 
 def test_the_dry_run_of_the_reference_needs_no_gpu() -> None:
-    done = run_script("src/train.py", "--config", "configs/grpo.yaml", "--dry-run", "grpo.max_steps=100", MODEL_NAME="a/b")
+    done = run_script(
+        "src/train.py", "--config", "configs/grpo.yaml", "--dry-run", "grpo.max_steps=100", MODEL_NAME="a/b"
+    )
     assert done.returncode == 0, done.stderr
     for said in ("1 prompt x 8 generations = 8 completions", "command line", "environment MODEL_NAME", "share of the data seen",
                  "disk for checkpoints", "16,384 tokens"):  # fmt: skip
@@ -125,7 +129,10 @@ WRONG = [
     (["--config", "configs/demo.yaml", "grpo.max_stepz=1"], "Did you mean 'max_steps'?"),
     (["--config", "configs/demo.yaml", "task.name=word_problem"], "Did you mean 'word_problems'?"),
     (["--config", "configs/demo.yaml", "task.args={sede: 1}"], "Did you mean 'seed'?"),
-    (["--config", "configs/demo.yaml", "rewards.0.name=corectness_reward_func"], "Did you mean 'correctness_reward_func'?"),
+    (
+        ["--config", "configs/demo.yaml", "rewards.0.name=corectness_reward_func"],
+        "Did you mean 'correctness_reward_func'?",
+    ),
     (["--config", "configs/demo.yaml", "rewards.0.args={publishd: true}"], "Did you mean 'published'?"),
     (["--config", "configs/demo.yaml", "rewards.0.name=nowhere.py:f"], "nowhere.py"),
     (["--config", "configs/demo.yaml", "--dry-run", "grpo"], "section.key=value"),

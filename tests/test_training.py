@@ -23,12 +23,19 @@ from llm_grpo.tasks import build_task
 from llm_grpo.training import build_trainer, grpo_arguments, optimise
 from llm_grpo.watching import watch
 
-STEPS = ["grpo.max_steps=2", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=0", "grpo.learning_rate=1e-3"]
+STEPS = [
+    "grpo.max_steps=2",
+    "grpo.per_device_train_batch_size=16",
+    "evaluation.every_steps=0",
+    "grpo.learning_rate=1e-3",
+]
 
 
 def trained(tmp_path: Path, *overrides: str):
     """(policy, run, config) after a few steps of the demo config."""
-    config = load_config(ROOT / "configs" / "demo.yaml", [f"run.output_dir={tmp_path}", *STEPS, *overrides], environment={})
+    config = load_config(
+        ROOT / "configs" / "demo.yaml", [f"run.output_dir={tmp_path}", *STEPS, *overrides], environment={}
+    )
     run = runs.create(config)
     policy = load_policy(config)
     task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
@@ -157,5 +164,10 @@ def test_the_seams_of_trl_that_are_overridden_are_there() -> None:
     assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
     assert hasattr(GRPOTrainer, "_calculate_rewards")
     source = inspect.getsource(GRPOTrainer)
-    for name in ('self._logs["completion"]', 'self._logs["rewards"]', 'self._logs["advantages"]', 'self._metrics[mode]'):
+    for name in (
+        'self._logs["completion"]',
+        'self._logs["rewards"]',
+        'self._logs["advantages"]',
+        "self._metrics[mode]",
+    ):
         assert name in source, name

@@ -90,7 +90,7 @@ def test_steps_are_true_small_and_end_in_the_answer() -> None:
 
 def test_every_kind_and_every_number_of_steps_is_there_in_equal_shares() -> None:
     examples = word_problems(test_size=1000).load("test").examples
-    assert Counter(example.meta["kind"] for example in examples) == {kind: 100 for kind in KINDS}
+    assert Counter(example.meta["kind"] for example in examples) == dict.fromkeys(KINDS, 100)
     assert {len(example.meta["steps"]) for example in examples} == {1, 2, 3}
 
 
@@ -102,7 +102,8 @@ def test_every_phrasing_tells_every_number_in_order(kind: str) -> None:
 
 
 def test_same_seed_same_stories_in_another_process_and_other_seed_others() -> None:
-    code = "from llm_grpo.tasks.word_problems import word_problems as w; print([e.prompt[0]['content'] for e in w().load('test').examples])"
+    code = "from llm_grpo.tasks.word_problems import word_problems as w; "
+    code += "print([e.prompt[0]['content'] for e in w().load('test').examples])"
     printed = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONPATH": str(SRC), "PYTHONHASHSEED": salt}, capture_output=True,

@@ -82,6 +82,12 @@ class Planned:
     def size(self) -> int:
         return self.source.size if self.copied else math.prod(self.source.shape) * FLOATS[self.dtype].itemsize
 
+    @property
+    def width(self) -> int:
+        """Bytes of one element; of an empty tensor, whose type may be unknown here, the widest there is."""
+        elements = math.prod(self.source.shape)
+        return self.size // elements if elements else 8
+
 
 def read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """Every tensor of a file by its name, and the file's metadata. Raises UserError where the file is not whole."""
@@ -107,7 +113,7 @@ def _stored(file: Path, data: int, entry: Mapping[str, Any]) -> Stored:
 def write_file(file: Path, tensors: Sequence[Planned], metadata: Mapping[str, str]) -> Iterator[int]:
     """Write the file, header first; yields the number of bytes after each piece, so that the caller can show them."""
     # Widest type first, as the safetensors package does it: every tensor then starts at a multiple of its width.
-    ordered = sorted(tensors, key=lambda t: t.size // max(1, math.prod(t.source.shape)), reverse=True)
+    ordered = sorted(tensors, key=lambda t: t.width, reverse=True)
     with file.open("wb") as out:
         out.write(_header(ordered, metadata))
         for tensor in ordered:

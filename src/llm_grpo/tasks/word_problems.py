@@ -1,7 +1,8 @@
 """Small arithmetic stories made from a seed: the demo's data, and a task whose gold answers are certain.
 
-Ten kinds of story take one, two or three steps, and no number on the way exceeds 99. Which split a story belongs to is a
-hash of its text, whatever the seed: no story of one split is ever made for another, in any process, on any machine.
+Ten kinds of story take one, two or three steps, and no number on the way exceeds 99. Which split a story belongs to is
+a hash of its text, whatever the seed: no story of one split is ever made for another, in any process, on any machine.
+Splits share names, things and phrasings; what is new in a held-out story is how they and its numbers come together.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def stories(split: str, seed: int) -> Iterator[Example]:
         text, steps = make_story(rng, kind)
         if split_of(text) == split and text not in seen:
             answer = steps[-1].partition("=")[2]
-            meta = {"kind": kind, "steps": steps}
+            meta = {"kind": kind, "steps": steps, "solution": "\n".join(steps)}
             yield Example(f"word_problems/{split}/{len(seen)}", ({"role": "user", "content": text},), answer, meta)
             seen.add(text)
 
