@@ -75,7 +75,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         return cannot_run(missing)
     task.load("train")  # a fault in the data is told before anything slow starts
     run = runs.create(config, overwrite=overwrite, resume=resume)
-    choices = logging_choice(config)
+    choices = logging_choice(config, run.folder)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
         from llm_grpo.curves import draw

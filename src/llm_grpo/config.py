@@ -52,6 +52,7 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": True,
     "torch_empty_cache_steps": None,
     "logging_nan_inf_filter": False,
+    "project": "llm-grpo",
     "logging_steps": 1,
     "save_strategy": "steps",
     "save_steps": 100,

@@ -32,10 +32,15 @@ def missing_for_training(config: Config) -> list[str]:
     return missing or _missing_model(config)  # asking the Hub takes long; not where the run cannot start anyway
 
 
-def logging_choice(config: Config) -> dict[str, str]:
-    """Where metrics go, decided before the run: without a W&B key the run is logged offline. Sets W&B's variables."""
+def logging_choice(config: Config, folder: Path) -> dict[str, str]:
+    """Where metrics go, decided before the run: without a W&B key the run is logged offline.
+
+    Sets the variables by which W&B and TensorBoard are told to write into the run's folder.
+    """
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     if "wandb" not in config.logging.report_to:
         return {}
+    os.environ.setdefault("WANDB_DIR", str(folder))
     os.environ.setdefault("WANDB_PROJECT", "llm-grpo")
     os.environ.setdefault("WANDB_SILENT", "true")
     if os.environ.get("WANDB_MODE"):
