@@ -47,6 +47,7 @@ def _imported(path: Path, name: str) -> ModuleType:
 
 def _place(error: BaseException, path: Path) -> str:
     """The line of the file where it failed, and the error in its own words."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
     return f"line {line}: {type(error).__name__}: {error}"

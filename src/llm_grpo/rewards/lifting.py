@@ -46,7 +46,8 @@ def _column(parameter: inspect.Parameter, columns: Mapping[str, Any], count: int
     if parameter.name in columns:
         return [None if value is None else str(value) for value in columns[parameter.name]]
     if parameter.default is parameter.empty:
-        raise UserError(f"{name} needs the column '{parameter.name}'; the data have {', '.join(columns)}.")
+        others = ", ".join(key for key in columns if key not in ("prompts", "completions")) or "no columns"
+        raise UserError(f"{name} needs the column '{parameter.name}'; the data have {others}.")
     return [parameter.default] * count
 
 
