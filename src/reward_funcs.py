@@ -133,6 +133,8 @@ def attack_rewards(args: argparse.Namespace) -> int:
     from llm_grpo.config import load_config
     from llm_grpo.rewards.attack import attack
 
+    if args.margin is not None and not 0 <= args.margin < float("inf"):
+        raise UserError(f"--margin: points from 0 up, not {args.margin}.")
     config = load_config(args.config, overrides=args.overrides)
     labels = [f"{spec.name}:{place}" for place, spec in enumerate(config.rewards)]
     rewards = {label: build_reward(spec.name, spec.args) for label, spec in zip(labels, config.rewards, strict=True)}

@@ -130,9 +130,9 @@ def attack(
 def _fault(case: Case, total: float, right: float, wrong: float, margin: float) -> str:
     """Empty where the case earns no more than it may; a billionth is forgiven to floating-point sums."""
     if case.kind == "wrong":
-        return "earns as much as an honest right one" if total >= right - 1e-9 else ""
+        return "no less than the honest right" if total >= right - 1e-9 else ""
     if case.kind == "right":
         return ""
     if total > right + 1e-9:
-        return "beats an honest right one"
-    return "beats the honest wrong one" if total > wrong + margin + 1e-9 else ""
+        return "beats the honest right"
+    return "beats the honest wrong" if total > wrong + margin + 1e-9 else ""

@@ -1,0 +1,93 @@
+"""The attack: the corrected rewards stand, the published ones fall, and each kind of fault is found by its own reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llm_grpo.answers import JUDGES
+from llm_grpo.rewards import REWARDS, build_reward, lift
+from llm_grpo.rewards.attack import Verdict, attack, attack_cases
+
+ALL = dict.fromkeys(REWARDS, 1.0)
+
+
+def verdicts_of(score: Callable[[str], float], margin: float | None = None) -> dict[str, Verdict]:
+    """The verdicts of one reward for itself, by the name of the case."""
+    found, _ = attack({"it": lift(score, "it")}, {"it": 1.0}, "xml", margin)
+    return {verdict.case.name: verdict for verdict in found}
+
+
+def faults(verdicts: dict[str, Verdict]) -> set[str]:
+    return {name for name, verdict in verdicts.items() if verdict.fault}
+
+
+def test_the_corrected_rewards_stand() -> None:
+    verdicts, margin = attack({name: build_reward(name) for name in REWARDS}, ALL, "xml")
+    assert [verdict.case.name for verdict in verdicts if verdict.fault] == []
+    assert margin == pytest.approx(0.2), "a tenth of the 2 points that a right answer adds"
+    honest_right = [verdict.total for verdict in verdicts if verdict.case.kind == "right"]
+    assert honest_right == [4.0] * len(honest_right), "the maximum, however long or dressed"
+
+
+def test_the_published_rewards_fall() -> None:
+    published = {name: build_reward(name, {"published": True}) for name in REWARDS}
+    verdicts, _ = attack(published, ALL, "xml")
+    fallen = {verdict.case.name for verdict in verdicts if verdict.fault}
+    assert {"bare number, right", "two answer blocks, right last", "tags only, in lines"} <= fallen
+
+
+@pytest.mark.parametrize("answer_format", ["hash", "plain"])
+def test_the_other_answer_formats(answer_format: str) -> None:
+    reward = build_reward("correctness_reward_func", {"answer_format": answer_format})
+    verdicts, _ = attack({"it": reward}, {"it": 1.0}, answer_format)
+    assert [verdict.case.name for verdict in verdicts if verdict.fault] == []
+    wrong_format, _ = attack({"it": build_reward("correctness_reward_func")}, {"it": 1.0}, answer_format)
+    assert "honest wrong" in {verdict.case.name for verdict in wrong_format if verdict.fault}, "it pays nobody"
+
+
+def test_every_format_has_cases() -> None:
+    for answer_format in JUDGES:
+        names = [case.name for case in attack_cases(answer_format)]
+        assert len(set(names)) == len(names) >= 19
+
+
+def finds_anywhere(text: str) -> float:
+    return 2.0 * ("42" in text)
+
+
+def counts_keywords(text: str) -> float:
+    return 2.0 * ("\n42\n" in text or "\n-5\n" in text or "\n1,234\n" in text) + 0.3 * text.count("thus")
+
+
+def likes_length(text: str) -> float:
+    return len(text) / 1000
+
+
+def pays_nothing(text: str) -> float:
+    return 0.0
+
+
+WEAK = [
+    (finds_anywhere, {"several in one answer", "every number in prose", "right one outside the tags"}, "a substring"),
+    (counts_keywords, {"keywords", "keywords, then wrong"}, "a keyword list"),
+    (likes_length, {"100,000 letters", "12,500 open tags"}, "length"),
+    (pays_nothing, {"honest wrong"}, "being right adds nothing"),
+]
+
+
+@pytest.mark.parametrize(("score", "cases", "why"), WEAK)
+def test_a_weak_reward_is_found_out(score: Callable[[str], float], cases: set[str], why: str) -> None:
+    assert cases <= faults(verdicts_of(score)), why
+
+
+def test_the_margin_decides() -> None:
+    def shaped(text: str) -> float:  # a degenerate text may earn 0.5 more than the honest wrong one
+        right = any(f"<answer>\n{gold}\n</answer>" in text for gold in ("42", "-5", "1,234"))
+        return 2.0 * (right and text.count("<answer>") == 1) + 0.5 * (text == "")
+
+    assert faults(verdicts_of(shaped)) == {"empty"}
+    assert verdicts_of(shaped)["empty"].fault == "beats the honest wrong"
+    assert faults(verdicts_of(shaped, margin=0.5)) == set()
+    assert faults(verdicts_of(shaped, margin=0.49)) == {"empty"}
