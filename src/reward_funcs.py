@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_grpo.answers import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
-from llm_grpo.records import RewardFunction
+from llm_grpo.records import Reward, RewardFunction
 from llm_grpo.rewards import REWARDS, build_reward
 
 if TYPE_CHECKING:
@@ -131,16 +131,15 @@ def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str,
 
 def attack_rewards(args: argparse.Namespace) -> int:
     from llm_grpo.config import load_config
+    from llm_grpo.problems import build_rewards
     from llm_grpo.rewards.attack import attack
 
     if args.margin is not None and not 0 <= args.margin < float("inf"):
         raise UserError(f"--margin: points from 0 up, not {args.margin}.")
     config = load_config(args.config, overrides=args.overrides)
-    labels = [f"{spec.name}:{place}" for place, spec in enumerate(config.rewards)]
-    rewards = {label: build_reward(spec.name, spec.args) for label, spec in zip(labels, config.rewards, strict=True)}
-    weights = {label: spec.weight for label, spec in zip(labels, config.rewards, strict=True)}
-    verdicts, margin = attack(rewards, weights, _answer_format(config), args.margin)
-    _show_attack(verdicts, weights, margin)
+    rewards = build_rewards(config.rewards)
+    verdicts, margin = attack(rewards, _answer_format(config), args.margin)
+    _show_attack(verdicts, rewards, margin)
     return 1 if any(verdict.fault for verdict in verdicts) else 0
 
 
@@ -153,8 +152,8 @@ def _answer_format(config: Config) -> str:
     return next((name for name, known in JUDGES.items() if known is judge), "xml")
 
 
-def _show_attack(verdicts: Sequence[Verdict], weights: Mapping[str, float], margin: float) -> None:
-    heads = [f"{_short(label)} x{weight:g}" for label, weight in weights.items()]
+def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin: float) -> None:
+    heads = [f"{reward.label.removesuffix('_reward_func')} x{reward.weight:g}" for reward in rewards]
     table = _table("completion", "total", *heads, "")
     for verdict in verdicts:
         scores = ["-" if score is None else f"{score:.3g}" for score in verdict.scores.values()]
@@ -165,11 +164,6 @@ def _show_attack(verdicts: Sequence[Verdict], weights: Mapping[str, float], marg
     console.print(table)
     console.print(f"margin over the honest wrong one: {margin:g} points")
     console.print(f"{faults} of {len(verdicts)} cases pay more than they should" if faults else "no attack succeeds")
-
-
-def _short(label: str) -> str:
-    """A column's heading: without the place in the config, the folder and the ending that all of them have."""
-    return label.rpartition(":")[0].removesuffix("_reward_func").rpartition("/")[2]
 
 
 def _console() -> Console:

@@ -190,3 +190,9 @@ def test_attack_takes_overrides_and_a_margin(tmp_path: Path) -> None:
     fallen = run("attack", "--config", config, only_format)
     assert fallen.returncode == 1 and "no less than the honest right" in fallen.stdout
     assert "margin over the honest wrong one: 0.5 points" in run("attack", "--config", config, "--margin", "0.5").stdout
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_withstands_the_attack(config: Path) -> None:
+    done = run("attack", "--config", config)
+    assert done.returncode == 0, done.stdout + done.stderr

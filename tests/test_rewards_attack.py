@@ -7,15 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from llm_grpo.answers import JUDGES
+from llm_grpo.records import Reward
 from llm_grpo.rewards import REWARDS, build_reward, lift
 from llm_grpo.rewards.attack import Verdict, attack, attack_cases
 
-ALL = dict.fromkeys(REWARDS, 1.0)
+
+def rewards_of(args: dict[str, object], *names: str) -> list[Reward]:
+    return [Reward(name, build_reward(name, args), 1.0) for name in names or REWARDS]
 
 
 def verdicts_of(score: Callable[[str], float], margin: float | None = None) -> dict[str, Verdict]:
     """The verdicts of one reward for itself, by the name of the case."""
-    found, _ = attack({"it": lift(score, "it")}, {"it": 1.0}, "xml", margin)
+    found, _ = attack([Reward("it", lift(score, "it"), 1.0)], "xml", margin)
     return {verdict.case.name: verdict for verdict in found}
 
 
@@ -24,7 +27,7 @@ def faults(verdicts: dict[str, Verdict]) -> set[str]:
 
 
 def test_the_corrected_rewards_stand() -> None:
-    verdicts, margin = attack({name: build_reward(name) for name in REWARDS}, ALL, "xml")
+    verdicts, margin = attack(rewards_of({}), "xml")
     assert [verdict.case.name for verdict in verdicts if verdict.fault] == []
     assert margin == pytest.approx(0.2), "a tenth of the 2 points that a right answer adds"
     honest_right = [verdict.total for verdict in verdicts if verdict.case.kind == "right"]
@@ -32,18 +35,16 @@ def test_the_corrected_rewards_stand() -> None:
 
 
 def test_the_published_rewards_fall() -> None:
-    published = {name: build_reward(name, {"published": True}) for name in REWARDS}
-    verdicts, _ = attack(published, ALL, "xml")
+    verdicts, _ = attack(rewards_of({"published": True}), "xml")
     fallen = {verdict.case.name for verdict in verdicts if verdict.fault}
     assert {"bare number, right", "two answer blocks, right last", "tags only, in lines"} <= fallen
 
 
 @pytest.mark.parametrize("answer_format", ["hash", "plain"])
 def test_the_other_answer_formats(answer_format: str) -> None:
-    reward = build_reward("correctness_reward_func", {"answer_format": answer_format})
-    verdicts, _ = attack({"it": reward}, {"it": 1.0}, answer_format)
+    verdicts, _ = attack(rewards_of({"answer_format": answer_format}, "correctness_reward_func"), answer_format)
     assert [verdict.case.name for verdict in verdicts if verdict.fault] == []
-    wrong_format, _ = attack({"it": build_reward("correctness_reward_func")}, {"it": 1.0}, answer_format)
+    wrong_format, _ = attack(rewards_of({}, "correctness_reward_func"), answer_format)
     assert "honest wrong" in {verdict.case.name for verdict in wrong_format if verdict.fault}, "it pays nobody"
 
 

@@ -7,10 +7,10 @@ A right answer that only lacks its reasoning is not listed: it is right, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llm_grpo.records import RewardFunction
+from llm_grpo.records import Reward
 
 RIGHT, WRONG = "42", "17"
 MARGIN_SHARE = 0.1
@@ -110,16 +110,14 @@ def _xml_cases() -> list[Case]:
     return _bare_cases() + [Case(name, "degenerate", text) for name, text in texts.items()]
 
 
-def attack(
-    rewards: Mapping[str, RewardFunction], weights: Mapping[str, float], answer_format: str, margin: float | None = None
-) -> tuple[list[Verdict], float]:
+def attack(rewards: Sequence[Reward], answer_format: str, margin: float | None = None) -> tuple[list[Verdict], float]:
     """Score every case and judge its total; also the margin in points. Raises RewardError where a reward fails."""
     cases = attack_cases(answer_format)
     columns = {"prompts": [""] * len(cases), "answer": [case.gold for case in cases]}
     completions = [[{"role": "assistant", "content": case.text}] for case in cases]
-    lists = {name: reward(completions=completions, **columns) for name, reward in rewards.items()}
-    scores = [{name: values[row] for name, values in lists.items()} for row in range(len(cases))]
-    totals = [sum(weights[name] * (score or 0.0) for name, score in row.items()) for row in scores]
+    lists = {reward.label: reward.function(completions=completions, **columns) for reward in rewards}
+    scores = [{label: values[row] for label, values in lists.items()} for row in range(len(cases))]
+    totals = [sum(reward.weight * (row[reward.label] or 0.0) for reward in rewards) for row in scores]
     right = min(total for case, total in zip(cases, totals, strict=True) if case.kind == "right")
     wrong = max(total for case, total in zip(cases, totals, strict=True) if case.kind == "wrong")
     margin = MARGIN_SHARE * max(0.0, right - wrong) if margin is None else margin
