@@ -16,7 +16,6 @@ from pathlib import Path
 from rich.panel import Panel
 
 from llm_grpo import command
-from llm_grpo.config import Config
 from llm_grpo.errors import UserError
 from llm_grpo.records import Completion, Message
 
@@ -24,6 +23,7 @@ console = command.console()
 
 
 def main(argv: list[str] | None = None) -> int:
+    from llm_grpo.problems import system_prompt
     from llm_grpo.rollouts import Sampling
     from llm_grpo.rollouts.loading import config_of, open_engine
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output and Path(args.output).exists():
         raise UserError(f"--output: {args.output} exists already; remove it or choose another name.")
     config = config_of(args)
-    system = system_prompt(args.system, config)
+    system = args.system if args.system is not None or config is None else system_prompt(config)
     with command.library_output_in(Path(args.log)):
         engine, what = open_engine(args, config)
     console.print(f"{what}\n", style="dim", highlight=False, markup=False)
@@ -91,19 +91,6 @@ def _prompt(line: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise UserError(f'{where}: needs a text under "prompt".')
     return row["prompt"]
-
-
-def system_prompt(given: str | None, config: Config | None) -> str | None:
-    """What was given, else what the run was trained with: its prompt.system or its task's."""
-    if given is not None or config is None:
-        return given
-    from llm_grpo.tasks import build_task
-
-    return (
-        config.prompt.system
-        if config.prompt.system is not None
-        else build_task(config.task.name, config.task.args).system
-    )
 
 
 def conversation(prompt: str, system: str | None) -> list[Message]:

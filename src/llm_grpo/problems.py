@@ -11,6 +11,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length, with_system
 from llm_grpo.records import BadRow, Example, Problem, Reward, Task
 from llm_grpo.rewards import build_reward
+from llm_grpo.tasks import build_task
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     loaded = task.load(split)
     shots = _shots(task, config.prompt.examples)
     examples = [e for e in loaded.examples if e.id not in {shot["id"] for shot in shots}][:limit]
-    system = task.system if config.prompt.system is None else config.prompt.system
-    conversations = [(e, with_system(e.prompt, system, shots)) for e in examples]
+    conversations = [(e, with_system(e.prompt, system_prompt(config, task), shots)) for e in examples]
     window = config.model.max_seq_length - config.grpo["max_completion_length"]
     if window < 1:
         raise UserError(
@@ -42,6 +42,13 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     kept, too_long = split_by_length(conversations, tokenizer, window)
     problems = tuple(Problem(example, tuple(messages)) for example, messages in kept)
     return Prepared(split, problems, loaded.bad_rows, tuple(too_long))
+
+
+def system_prompt(config: Config, task: Task | None = None) -> str:
+    """What the model is told first: `prompt.system`, else the task's own."""
+    if config.prompt.system is not None:
+        return config.prompt.system
+    return (task or build_task(config.task.name, config.task.args)).system
 
 
 def build_rewards(specs: Sequence[RewardSpec]) -> list[Reward]:
