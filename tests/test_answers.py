@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
@@ -166,6 +167,12 @@ SAME = [
 @pytest.mark.parametrize(("text", "gold", "same", "why"), SAME)
 def test_same_answer(text: str | None, gold: str, same: bool, why: str) -> None:
     assert same_answer(text, gold) is same, why
+
+
+def test_latex_is_compared_on_any_thread() -> None:
+    """math-verify's own time limits are signals and would raise here."""
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(same_answer, r"\sqrt{1764}", "42").result()
 
 
 XML = [

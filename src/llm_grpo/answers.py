@@ -13,6 +13,21 @@ from llm_grpo.latex import same_latex
 from llm_grpo.numerals import last_number, parse_number, read_number
 from llm_grpo.records import Judgement
 
+__all__ = [
+    "JUDGES",
+    "TAGS",
+    "extract_hash_answer",
+    "extract_xml_answer",
+    "judge_hash",
+    "judge_plain",
+    "judge_xml",
+    "last_number",
+    "only_answer",
+    "parse_number",
+    "same_answer",
+    "well_formed",
+]
+
 _WRAPPED = re.compile(r"^\\(?:boxed|text|textbf|mathrm)\{(.*)\}$", re.DOTALL)
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
@@ -146,8 +161,5 @@ def _loose(text: str, gold: str) -> str | None:
         return last_number(text)
     return text.strip().rpartition("\n")[2] or None
 
-
-__all__ = ["JUDGES", "TAGS", "extract_hash_answer", "extract_xml_answer", "judge_hash", "judge_plain", "judge_xml"]
-__all__ += ["last_number", "only_answer", "parse_number", "same_answer", "well_formed"]
 
 JUDGES: dict[str, Callable[[str, str], Judgement]] = {"xml": judge_xml, "hash": judge_hash, "plain": judge_plain}
