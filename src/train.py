@@ -80,7 +80,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     with command.library_output_in(run.log):
         from llm_grpo.curves import draw
         from llm_grpo.policy import hardware, load_policy, save_adapter
-        from llm_grpo.training import build_trainer, optimise
+        from llm_grpo.training import build_trainer, changed_in_silence, optimise
         from llm_grpo.watching import watch
 
         policy = load_policy(config)
@@ -100,6 +100,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     )
     with command.library_output_in(run.log):
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
+    if changed := changed_in_silence(config, trainer.args):
+        command.say_choices(console, changed)
+        runs.write_json(run.environment, runs.environment(choices | changed, hardware()))
     try:
         seconds, finished = optimise(trainer, watched, run, run.last_checkpoint() if resume else None)
     finally:  # whatever happened: what was learned, and its picture

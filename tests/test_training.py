@@ -20,7 +20,7 @@ from llm_grpo.policy import load_adapter, load_policy, save_adapter
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
-from llm_grpo.training import build_trainer, grpo_arguments, optimise
+from llm_grpo.training import build_trainer, changed_in_silence, grpo_arguments, optimise
 from llm_grpo.watching import watch
 
 STEPS = [
@@ -142,14 +142,18 @@ def test_a_function_copied_from_a_notebook_trains(tmp_path: Path) -> None:
     assert "rewards/mine/mean" in next(runs.read_jsonl(run.metrics))
 
 
-def test_every_value_under_grpo_reaches_trl_unchanged(tmp_path: Path) -> None:
+def test_every_value_under_grpo_reaches_trl_or_the_change_is_said(tmp_path: Path) -> None:
     """Unsloth drops and rewrites arguments in silence; what the user wrote has to be what TRL holds."""
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch"], environment={})
+        config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch_fused"], environment={})
         arguments = grpo_arguments(config, runs.Run(tmp_path), [1.0] * len(config.rewards), "transformers")
         for name, value in config.grpo.items():
             assert getattr(arguments, name) == value, f"{path.name}: grpo.{name}"
+        assert changed_in_silence(config, arguments) == {}
         assert arguments.seed == config.run.seed
+    config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch_fused"], environment={})
+    arguments.learning_rate = 1.0
+    assert list(changed_in_silence(config, arguments)) == ["grpo.learning_rate"]
 
 
 def test_a_lora_on_modules_that_are_not_there(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-6,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0,
-    "optim": "adamw_torch",
+    "optim": "adamw_torch_fused",
     "adam_beta1": 0.9,
     "adam_beta2": 0.99,
     "weight_decay": 0.0,

@@ -119,6 +119,16 @@ def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) 
     )
 
 
+def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:
+    """What Unsloth or transformers made of a value under `grpo:` without a word, to be said and kept with the run."""
+    held = {f"grpo.{name}": (value, getattr(arguments, name, None)) for name, value in config.grpo.items()}
+    changed = {name: pair for name, pair in held.items() if pair[0] != pair[1] and not isinstance(pair[0], bool)}
+    return {
+        name: f"{wanted} was asked for, the trainer holds {getattr(now, 'value', now)}"
+        for name, (wanted, now) in changed.items()
+    }
+
+
 def dataset_of(problems: Sequence[Problem]) -> Dataset:
     """One row per problem: `prompt` as messages, `answer`, `id` and the columns of `meta`."""
     columns = columns_of([problem.example for problem in problems])
