@@ -129,6 +129,48 @@ STRICT = r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$"
 SOFT = r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>"
 
 
+CORNERS = [
+    ("<reasoning>\n\n</reasoning>\n<answer>\n</answer>\n", "one newline cannot end the opening and begin the end"),
+    ("<reasoning>\n</reasoning>\n<answer>\n\n</answer>\n", "nor in the reasoning"),
+    (
+        "<reasoning></reasoning><answer></reasoning>\n<answer>x</answer>",
+        "without DOTALL the second turn of a line matters",
+    ),
+    ("<reasoning></reasoning><answer>\n</reasoning><answer>x</answer>", "a turn behind the first line does not"),
+    ("<reasoning></reasoning><answer>x</answer></reasoning><answer>", "nor does a turn behind the end"),
+    ("<reasoning></reasoning>\n<answer>x\n</answer>", "nor an end behind the answer's line"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), CORNERS)
+@pytest.mark.parametrize("dotall", [True, False])
+def test_corners_of_the_published_patterns(text: str, why: str, dotall: bool) -> None:
+    flags = re.DOTALL if dotall else 0
+    assert (strict_format(text, published=True, dotall=dotall) > 0) == bool(re.match(STRICT, text, flags)), why
+    assert (soft_format(text, published=True, dotall=dotall) > 0) == bool(re.match(SOFT, text, flags)), why
+
+
+XMLCOUNT = [
+    ("<reasoning>x</reasoning><answer>42</answer>", 0.5, "complete"),
+    ("<reasoning>x</reasoning><answer>42", 0.375, "cut short"),
+    ("<reasoning>x<answer>42</answer>", 0.375, "a tag forgotten"),
+    ("<reasoning>x<answer>42</answer></reasoning>", 0.0, "nested"),
+    ("<answer>42</answer><reasoning>x</reasoning>", 0.0, "the other way round"),
+    ("<reasoning>x</reasoning>", 0.0, "an omitted answer pays nothing"),
+    ("<answer>42</answer>", 0.0, "nor does an omitted reasoning"),
+    ("<reasoning>x</reasoning><answer></answer>", 0.0, "nor an empty block"),
+    ("<reasoning>x</reasoning><answer>42</answer>0123456789", 0.49, "0.001 for each character behind"),
+    ("0123456789<reasoning>x</reasoning>0123456789<answer>42</answer>\n", 0.48, "and before and between"),
+    ("<reasoning>x</reasoning><answer>42</answer>" + "x" * 10_000, 0.0, "never below zero"),
+    (f"<reasoning>x</reasoning><answer>{'4' * 10_000}</answer>", 0.5, "the answer itself costs nothing"),
+]
+
+
+@pytest.mark.parametrize(("text", "score", "why"), XMLCOUNT)
+def test_xmlcount_corrected(text: str, score: float, why: str) -> None:
+    assert xmlcount(text) == pytest.approx(score, abs=1e-12), why
+
+
 @settings(max_examples=1500, deadline=None)
 @given(SOUP | NEARLY, st.booleans())
 def test_positions_say_what_the_published_patterns_say(text: str, dotall: bool) -> None:
