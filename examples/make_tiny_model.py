@@ -43,8 +43,8 @@ VOCABULARY, IGNORED, LAYERS = 640, -100, 3
 # of two steps the usual thing is to stop after the first one, for stories of three steps to forget the tags.
 HABITS: dict[int, dict[str, float]] = {
     1: {"careful": 0.50, "guess": 0.15, "tagless": 0.20, "unclosed": 0.15},
-    2: {"careful": 0.18, "hasty": 0.42, "tagless": 0.20, "unclosed": 0.10, "reversed": 0.10},
-    3: {"careful": 0.15, "hasty": 0.15, "tagless": 0.52, "unclosed": 0.10, "reversed": 0.08},
+    2: {"careful": 0.16, "hasty": 0.50, "tagless": 0.16, "unclosed": 0.09, "reversed": 0.09},
+    3: {"careful": 0.14, "hasty": 0.14, "tagless": 0.56, "unclosed": 0.08, "reversed": 0.08},
 }
 
 
@@ -217,6 +217,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
     model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(output)
+    (output / "model.safetensors").chmod(0o644)  # like every other file of the folder
     tokenizer.save_pretrained(output)
 
 

@@ -170,7 +170,9 @@ def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> N
     from llm_grpo.rollouts.transformers import load_engine
 
     try:
-        merge(adapter, run.merged, config.model.merge_base or config.model.name, overwrite=True)
+        base = config.model.merge_base or config.model.name
+        revision = config.model.revision if base == config.model.name else None
+        merge(adapter, run.merged, base, revision=revision, overwrite=True)
     except UserError as error:
         console.print(
             f"Not merged: {error}\nThe adapter is whole. Try again with: python src/merge.py --run {run.folder}"

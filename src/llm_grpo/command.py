@@ -116,12 +116,18 @@ def say_choices(console: Console, choices: Mapping[str, str]) -> None:
 
 
 def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:
-    """Name the rows that could not be used and the prompts that do not fit, a few each, with counts."""
+    """Name the rows that could not be used and the prompts that do not fit, a few each, with counts.
+
+    Splits cut from one file report the same bad rows; each is said once.
+    """
+    told: set[str] = set()
     for prepared in data:
         said = [str(row) for row in prepared.bad_rows]
         said += [f"{name}: its prompt has {tokens} tokens and does not fit" for name, tokens in prepared.too_long]
-        if said:
-            console.print(f"{prepared.split}: {len(said)} left out, {len(prepared.problems)} used", style="yellow")
-            more = [f"... and {len(said) - shown} more"] if len(said) > shown else []
-            for line in [*said[:shown], *more]:
+        news = [line for line in said if line not in told]
+        told.update(news)
+        if news:
+            console.print(f"{prepared.split}: {len(news)} left out, {len(prepared.problems)} used", style="yellow")
+            more = [f"... and {len(news) - shown} more"] if len(news) > shown else []
+            for line in [*news[:shown], *more]:
                 console.print(f"  {line}", highlight=False, markup=False)
