@@ -107,7 +107,14 @@ def test_a_reward_that_fails_costs_nothing_that_was_learned(tmp_path: Path) -> N
 
 
 def test_without_a_key_wandb_logs_offline_beside_tensorboard(tmp_path: Path) -> None:
-    words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL, "grpo.max_steps=2", "evaluation.every_steps=0"]
+    words = [
+        "--config",
+        "configs/demo.yaml",
+        f"run.output_dir={tmp_path}",
+        *SMALL,
+        "grpo.max_steps=2",
+        "evaluation.every_steps=0",
+    ]
     done = run_script("src/train.py", *words, "logging={report_to: [wandb, tensorboard], sample_every: 1}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wandb: offline: no WANDB_API_KEY" in done.stdout
@@ -120,7 +127,9 @@ def test_without_a_key_wandb_logs_offline_beside_tensorboard(tmp_path: Path) -> 
     scalars = events.Tags()["scalars"]
     assert {"train/reward", "train/accuracy", "train/format_rate", "train/seconds/generation"} <= set(scalars)
     metrics = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
-    assert [event.value for event in events.Scalars("train/reward")] == pytest.approx([row["reward"] for row in metrics])
+    assert [event.value for event in events.Scalars("train/reward")] == pytest.approx(
+        [row["reward"] for row in metrics]
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the reference run would start")
