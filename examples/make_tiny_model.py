@@ -188,11 +188,11 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
 def answers(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example], sampled: bool
 ) -> list[str]:
-    texts = []
+    texts, how = [], {"do_sample": True, "top_k": 0, "temperature": 1.0} if sampled else {"do_sample": False}
     for start in range(0, len(examples), 250):
         prompts = [chat(example) for example in examples[start : start + 250]]
         told = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-        said = model.generate(**told, max_new_tokens=56, do_sample=sampled, top_k=0, top_p=1.0, temperature=1.0)
+        said = model.generate(**told, max_new_tokens=56, **how)
         texts += tokenizer.batch_decode(said[:, told["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
 
