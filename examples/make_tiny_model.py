@@ -259,10 +259,10 @@ stories of the task `word_problems`, and nothing else. `make demo` trains it wit
 
 Made from scratch, from no other model and from no data but the seeded stories, by
 
-    python examples/make_tiny_model.py --output examples/tiny_qwen2 --seed {seed}
+    python examples/make_tiny_model.py --output examples/tiny_qwen2 --seed {seed} --threads {threads}
 
-in {seconds:.0f} seconds with {threads} CPU thread(s). Every story it was trained on belongs to the train split; which
-split a story belongs to is a hash of its text, so validation and test were never seen.
+in {seconds:.0f} seconds. Every story it was trained on belongs to the train split; which split a story belongs to is a
+hash of its text, so validation and test were never seen.
 
 ## The bad habits are put in on purpose
 
