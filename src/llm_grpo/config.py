@@ -130,8 +130,21 @@ class LoggingSection(Section):
         return [value] if isinstance(value, str) and value != "none" else [] if value in (None, "none") else value
 
 
+class ThresholdsSection(Section):
+    """How far the merged model may be from the adapter (export/proof.py). Worse than any of these, it is not pushed."""
+
+    mean_logprob_gap: Annotated[float, Field(ge=0)] = 0.05  # nats per token of the adapter's own answers
+    max_logprob_gap: Annotated[float, Field(ge=0)] = 3.0  # the worst single token; in 16-bit an unlikely one may be far
+    kl: Annotated[float, Field(ge=0)] = 0.01  # nats per token
+    share_of_effect: Annotated[float, Field(ge=0)] = 0.5  # the KL again, as a share of what the adapter did to its base
+    token_agreement: Annotated[float, Field(ge=0, le=1)] = 0.97  # tokens where both would write the same
+    text_agreement: Annotated[float, Field(ge=0, le=1)] = 0.5  # prompts with the same answer
+    p_value: Annotated[float, Field(ge=0, le=1)] = 0.05  # refused when it loses accuracy and the paired test is below
+
+
 class MergeSection(Section):
-    method: Literal["merged_16bit"] = "merged_16bit"
+    method: Literal["merged_16bit", "lora", "gguf"] = "merged_16bit"
+    thresholds: ThresholdsSection = ThresholdsSection()
     push_to: str | None = None
 
 
@@ -250,11 +263,13 @@ def _fields(section: type[BaseModel]) -> list[str]:
 
 def _section_at(path: Sequence[Any]) -> type[BaseModel]:
     """The schema class that a fault's path ends in, to name the nearest of its keys."""
-    if len(path) == 1:
-        return Config
-    inner = Config.model_fields[str(path[0])].annotation
-    classes = [inner, *get_args(inner)]  # Section, Section | None, list[Section]
-    return next(c for c in classes if isinstance(c, type) and issubclass(c, Section))
+    section: type[BaseModel] = Config
+    for name in path[:-1]:
+        if str(name) in section.model_fields:  # else the index of a list
+            inner = section.model_fields[str(name)].annotation
+            classes = [inner, *get_args(inner)]  # Section, Section | None, list[Section]
+            section = next(c for c in classes if isinstance(c, type) and issubclass(c, Section))
+    return section
 
 
 def _say(fault: Mapping[str, Any]) -> str:

@@ -41,15 +41,24 @@ def sixteen_bit_name(name: str) -> str:
     return name
 
 
+def original(name: str) -> str:
+    """What `open_base` opens for that name: a folder as it is, a Hub name of a 4-bit copy as its 16-bit original."""
+    return name if Path(name).is_dir() else sixteen_bit_name(name)
+
+
+def shown(name: str) -> str:
+    """A name that may go out into the world: of an absolute path only the last part."""
+    return Path(name).name if Path(name).is_absolute() or name.startswith("~") else name
+
+
 def open_base(name: str, revision: str | None = None) -> Base:
     """The base of that name: a local folder, or a model of the Hub. Raises UserError where there is no 16-bit one."""
     if not name:
         raise UserError(f"The adapter does not say what it was trained on. {NAME_IT}")
     folder = Path(name)
     if not folder.is_dir():
-        original = sixteen_bit_name(name)
-        folder = _download(original, revision if original == name else None)  # a revision is of one repository only
-        name = original
+        asked, name = name, original(name)
+        folder = _download(name, revision if asked == name else None)  # a revision is of one repository only
     config = _config(folder, name)
     return Base(name, folder, config, _shards(folder, name))
 
@@ -58,7 +67,7 @@ def _download(name: str, revision: str | None) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
 
-    patterns = ["config.json", INDEX, "model*.safetensors", *TOKENIZER_FILES, *OTHER_FILES]
+    patterns = ["config.json", INDEX, "model*.safetensors", "README.md", *TOKENIZER_FILES, *OTHER_FILES]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, httpx.HTTPError) as error:  # huggingface_hub's own errors are kinds of these

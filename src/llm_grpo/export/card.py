@@ -1,0 +1,188 @@
+"""The model card: README.md with metadata for the Hub, made from what the run measured and from nothing else.
+
+A section whose data are not there is left out. Absolute paths of the machine that trained are reduced to their last
+part. The file is written anew each time, unless its first comment was removed: then it belongs to the user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_grpo.errors import UserError
+from llm_grpo.export import sections
+from llm_grpo.export.proof import read_proof
+from llm_grpo.export.source import shown
+from llm_grpo.problems import system_prompt
+from llm_grpo.runs import Run, last_step, read_jsonl, write_text
+from llm_grpo.tables import NAMES
+
+FILE = "README.md"
+OURS = "<!-- Written by llm-grpo, and written anew at each push. Delete this line to keep your own changes. -->"
+OF_PEFT = "[More Information Needed]"  # stands in the empty card that PEFT writes beside an adapter
+DATASETS = {"gsm8k": "openai/gsm8k"}  # tasks whose data have a name on the Hub
+LIBRARIES = {"merged_16bit": "transformers", "lora": "peft", "gguf": "gguf"}
+WHAT = {
+    "merged_16bit": "The LoRA adapter is merged into its base; these are whole weights.",
+    "lora": "These are the weights of the LoRA adapter alone; it needs its base.",
+    "gguf": "The LoRA adapter is merged into its base; these are whole weights in llama.cpp's format.",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the card is of. folder: what is published; base: a folder or a Hub name; repo: its name-to-be on the Hub."""
+
+    folder: Path
+    adapter: Path
+    base: str
+    method: str = "merged_16bit"
+    repo: str | None = None
+    run: Run | None = None
+    proof_skipped: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.repo:
+            return self.repo.rpartition("/")[2]
+        return self.run.config().run.name if self.run else self.adapter.resolve().name
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The evaluations of this very adapter. paired: before against after, item by item."""
+
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
+    paired: Mapping[str, Any] | None
+
+
+def write_card(subject: Subject) -> Path:
+    """Write the folder's README.md, its metadata checked by huggingface_hub; a card of the user's own stays."""
+    file = subject.folder / FILE
+    old = file.read_text(encoding="utf-8") if file.is_file() else OURS
+    if OURS in old or OF_PEFT in old:
+        write_text(file, checked(card(subject)))
+    return file
+
+
+def checked(text: str) -> str:
+    """The same text, if huggingface_hub reads its metadata back, measured results included."""
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(text).data
+    assert data.license and ("\nmodel-index:" not in text or data.eval_results), data.to_dict()
+    return text
+
+
+def card(subject: Subject) -> str:
+    """The whole text, metadata first."""
+    config = subject.run.config() if subject.run else None
+    measured = measurements(subject.run, subject.adapter) if subject.run else None
+    licence, said = licence_of(subject.base)
+    parts = [OURS, _head(subject)]
+    if measured:
+        parts.append(sections.results(measured.before, measured.after, measured.paired))
+    if subject.method == "merged_16bit":
+        parts.append(sections.proof_section(read_proof(subject.folder), subject.proof_skipped))
+    name, base = subject.repo or subject.folder.name, shown(subject.base)
+    system, max_tokens = (system_prompt(config), config.grpo["max_completion_length"]) if config else ("", 512)
+    rank = config.lora.r if config and config.lora else 64
+    parts.append(sections.use(name, subject.method, base, system, max_tokens, rank))
+    if config and config.prompt.examples:
+        parts.append(f"It was trained with {config.prompt.examples} worked examples before each question.")
+    if config:
+        parts.append(sections.rewards(config, measured.after if measured else None))
+        parts.append(sections.training(_read(subject.run.environment), list(read_jsonl(subject.run.metrics))))
+    if measured:
+        parts.append(sections.samples(measured.after["items"]))
+    if config:
+        parts.append(sections.config_section(config))
+    parts.append(f"## Licence\n\n{said}")
+    metadata = _metadata(subject, licence, measured).to_yaml()
+    return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+
+
+def measurements(run: Run, adapter: Path) -> Measured | None:
+    """What the run measured of this adapter at the step it has now; None where it measured another one, or nothing."""
+    after, before = _read(run.after), _read(run.before)
+    step = _read(adapter / "validation.json").get("step") or last_step(run)
+    if not after or Path(after.get("adapter", "")).name != adapter.name or after.get("step") != step:
+        return None
+    return Measured(before or None, after, _read(run.summary).get("paired") if before else None)
+
+
+def licence_of(base: str) -> tuple[dict[str, str], str]:
+    """(the licence fields of the base's own card, a sentence). Where the base does not say, neither do we."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    local = Path(base).is_dir()
+    file = Path(base) / FILE if local else try_to_load_from_cache(base, FILE)
+    of_base = (metadata_load(file) or {}) if isinstance(file, (str, Path)) and Path(file).is_file() else {}
+    found = {key: of_base[key] for key in ("license", "license_name", "license_link") if of_base.get(key)}
+    if not found.get("license"):
+        said = f"`{shown(base)}` does not say here under which licence it stands, and these weights inherit it:"
+        return {"license": "unknown"}, f"{said} find it out before you pass them on."
+    link = found.get("license_link", "")
+    if link and not link.startswith("http") and not local:
+        found["license_link"] = f"https://huggingface.co/{base}/blob/main/{link}"
+    return found, f"`{found.get('license_name', found['license'])}`, as the base `{shown(base)}` says of itself."
+
+
+def _metadata(subject: Subject, licence: Mapping[str, str], measured: Measured | None) -> Any:
+    from huggingface_hub import ModelCardData
+
+    task = subject.run.config().task.name if subject.run else None
+    versions = _read(subject.run.environment).get("versions", {}) if subject.run else {}
+    used = [name for name in ("trl", "unsloth") if versions.get(name)]
+    on_hub = not Path(subject.base).is_dir()
+    return ModelCardData(
+        base_model=subject.base if on_hub else None,
+        base_model_relation=("adapter" if subject.method == "lora" else "finetune") if on_hub else None,
+        datasets=[DATASETS[task]] if task in DATASETS else None,
+        library_name=LIBRARIES[subject.method],
+        pipeline_tag="text-generation",
+        tags=["lora", "llm-grpo", *(["grpo"] if subject.run else []), *used],
+        model_name=subject.name,
+        eval_results=_eval_results(task, measured.after) if task and measured else None,
+        **licence,
+    )
+
+
+def _eval_results(task: str, after: Mapping[str, Any]) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=DATASETS.get(task, task),
+            dataset_name=task,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"{NAMES[name]}, {after['n']} problems",
+            metric_value=round(after[name], 4),
+        )
+        for name in ("strict_accuracy", "lenient_accuracy")
+    ]
+
+
+def _head(subject: Subject) -> str:
+    base = shown(subject.base)
+    named = f"`{base}`" if Path(subject.base).is_dir() else f"[{base}](https://huggingface.co/{base})"
+    if subject.run is None:
+        return f"# {subject.name}\n\nA LoRA adapter of {named}. {WHAT[subject.method]}"
+    trained = f"fine-tuned with GRPO on the task `{subject.run.config().task.name}` by llm-grpo"
+    return f"# {subject.name}\n\n{named}, {trained}. {WHAT[subject.method]}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON file of a run; empty where there is none yet. Raises UserError where it is broken."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is broken ({error}); the card cannot be made from it.") from error

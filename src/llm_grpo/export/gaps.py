@@ -1,0 +1,108 @@
+"""How far one model is from another on the same tokens: log-probabilities, KL, and the token each would write.
+
+Two models are never in memory together. Of the first one's distributions the most probable tokens are kept, not the
+whole vocabulary: 1 MB per 1000 positions, where the logits of a vocabulary of 150,000 would take 600 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TOP = 128  # tokens kept of a distribution; the rest counts as one more token
+LOGITS_AT_A_TIME = 2**25  # 128 MB in float32
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One prompt and the answer that both models are shown, as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model said at each of the n tokens of one answer. top: (n, TOP) token ids, the most probable first."""
+
+    logprob: torch.Tensor  # (n,) of the token that stands there
+    top: torch.Tensor
+    top_logprob: torch.Tensor
+
+
+def read(model: Any, pairs: Sequence[Answered]) -> list[Reading]:
+    readings = []
+    for answered, logprobs in zip(pairs, distributions(model, pairs), strict=True):
+        top_logprob, top = logprobs.topk(min(TOP, logprobs.shape[1]))
+        readings.append(Reading(_of_answer(logprobs, answered).cpu(), top.cpu(), top_logprob.cpu()))
+    return readings
+
+
+def gaps(readings: Sequence[Reading], model: Any, pairs: Sequence[Answered]) -> dict[str, float | int]:
+    """The distance of `model` from the one that was read, over every token of every answer (natural logarithms).
+
+    kl is KL(read || model), with everything outside the TOP tokens as one: at most the exact value, and equal to it
+    where the vocabulary has no more than TOP tokens.
+    """
+    gap, kl, same = [], [], []
+    for reading, answered, logprobs in zip(readings, pairs, distributions(model, pairs), strict=True):
+        top = reading.top.to(logprobs.device)
+        gap.append((_of_answer(logprobs, answered).cpu() - reading.logprob).abs())
+        kl.append(_kl(reading.top_logprob.double(), logprobs.gather(1, top).cpu().double(), logprobs.shape[1]))
+        same.append((logprobs.argmax(1) == top[:, 0]).cpu())
+    gap_of_all, kl_of_all, same_of_all = torch.cat(gap), torch.cat(kl), torch.cat(same)
+    return {
+        "tokens": len(gap_of_all),
+        "mean_logprob_gap": gap_of_all.mean().item(),
+        "max_logprob_gap": gap_of_all.max().item(),
+        "kl": kl_of_all.mean().item(),
+        "token_agreement": same_of_all.double().mean().item(),
+    }
+
+
+def distributions(model: Any, pairs: Sequence[Answered]) -> Iterator[torch.Tensor]:
+    """For each pair the log-probabilities (n, vocabulary) of its n answer tokens, in float32, on the model's device."""
+    vocabulary = model.config.get_text_config().vocab_size
+    start = 0
+    while start < len(pairs):
+        end = _batch_end(pairs, start, vocabulary)
+        batch = pairs[start:end]
+        rows = [pair.prompt + pair.answer for pair in batch]
+        longest = max(map(len, rows))
+        # Filled up on the right: a causal model does not look there, and positions stay those of generation.
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+        with torch.no_grad():
+            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        for pair, of_row in zip(batch, logits, strict=True):
+            first = len(pair.prompt) - 1  # what stands here foretells the first token of the answer
+            yield of_row[first : first + len(pair.answer)].float().log_softmax(-1)
+        start = end
+
+
+def _batch_end(pairs: Sequence[Answered], start: int, vocabulary: int) -> int:
+    """As many pairs as fit into LOGITS_AT_A_TIME, and at least one."""
+    longest, end = 0, start
+    while end < len(pairs):
+        longest = max(longest, len(pairs[end].prompt) + len(pairs[end].answer))
+        if end > start and (end - start + 1) * longest * vocabulary > LOGITS_AT_A_TIME:
+            break
+        end += 1
+    return end
+
+
+def _of_answer(logprobs: torch.Tensor, answered: Answered) -> torch.Tensor:
+    ids = torch.tensor(answered.answer, device=logprobs.device)
+    return logprobs.gather(1, ids[:, None])[:, 0]
+
+
+def _kl(p: torch.Tensor, q: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """(n, TOP) log-probabilities of the same tokens under both models -> (n,) KL(p || q), the rest as one token."""
+    total = (p.exp() * (p - q)).sum(1)
+    if p.shape[1] < vocabulary:
+        rest_p, rest_q = (1 - p.exp().sum(1)).clamp(min=1e-12), (1 - q.exp().sum(1)).clamp(min=1e-12)
+        total += rest_p * (rest_p / rest_q).log()
+    return total.clamp(min=0)  # float32 leaves a few 1e-8 below it

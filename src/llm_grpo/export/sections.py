@@ -1,0 +1,173 @@
+"""The sections of a model card, each from its data to Markdown. What a model wrote is data: it ends no fence."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from llm_grpo.config import Config
+from llm_grpo.evaluation import SHARES
+from llm_grpo.export.source import shown
+from llm_grpo.tables import NAMES, p_value, share
+
+
+def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: Mapping[str, Any] | None) -> str:
+    """The table of held-out problems, with 95 % intervals, and what changed item by item."""
+    columns = [report for report in (before, after) if report]
+    rows = [[NAMES[name], *(interval(report, name) for report in columns)] for name in SHARES]
+    rows += [["reward, weighted sum", *(f"{report['reward']:.3f}" for report in columns)]]
+    rows += [["tokens per answer", *(f"{report['mean_tokens'] or 0:.1f}" for report in columns)]]
+    for number in ("avg_at_k", "maj_at_k") if all("sampled" in report for report in columns) else ():
+        cells = [f"{report['sampled']['strict'][number]:.1%}" for report in columns]
+        rows.append([f"strict, {number.removesuffix('_at_k')}@{after['sampled']['k']} of sampled answers", *cells])
+    said = (
+        f"## Results\n\n{after['n']} held-out problems of the test split, one greedy answer each, 95 % intervals in "
+        f"brackets.{' Before: the base with the same prompts.' if before else ''} Strict reads the answer only from "
+        "the format that was asked for, lenient from wherever a person would find it. Measured with the adapter, "
+        f"step {after['step']}.\n\n{table(['', 'before', 'after'] if before else ['', 'after'], rows)}"
+    )
+    if paired:
+        said += (
+            f"\n\nItem by item (strict): {paired['gained']} gained, {paired['lost']} lost, exact McNemar test "
+            f"p {p_value(paired['p_value'])}. Of the gained, {paired['newly_right']} were wrong before however one "
+            f"reads them, {paired['was_unreadable']} were right but not in the format."
+        )
+    return said
+
+
+def proof_section(proof: Mapping[str, Any] | None, skipped: bool) -> str:
+    """How near the merged weights are to the adapter; or, plainly, that nobody looked."""
+    title = "## Is the merged model the adapter?\n\n"
+    if proof is None:
+        why = " The comparison was skipped with `--skip-proof`." if skipped else ""
+        return f"{title}These weights were not compared with the adapter's.{why}"
+    rows = [_gap_row("merged weights", proof["merged"]), _gap_row("the base without adapter", proof["adapter_effect"])]
+    four_bit = proof.get("four_bit")
+    if four_bit and four_bit["measured"]:
+        rows.append(_gap_row("adapter on the 4-bit base, as trained", four_bit))
+    head = ["distance from the adapter on the 16-bit base", "mean gap", "largest gap", "KL", "same next token"]
+    accuracy = proof["accuracy"]
+    paired = accuracy["paired"]
+    said = (
+        f"{title}{'Yes' if proof['passed'] else 'Not within the thresholds'}: both answered {proof['prompts']} "
+        "held-out prompts. Gaps of log-probability and KL are per token (nats), over the "
+        f"{proof['merged']['tokens']} tokens of the adapter's greedy answers, computed in {proof['computed_in']}.\n\n"
+        f"{table(head, rows)}\n\nThe same text for {proof['merged']['text_agreement']:.1%} of the prompts. Strict "
+        f"accuracy: adapter {interval(accuracy['adapter'], 'strict_accuracy')}, merged "
+        f"{interval(accuracy['merged'], 'strict_accuracy')}; {paired['gained']} gained, {paired['lost']} lost, "
+        f"McNemar p {p_value(paired['p_value'])}. All of it: `proof.json`."
+    )
+    if four_bit and not four_bit["measured"]:
+        said += f"\n\nThe gap to the 4-bit base the adapter was trained on was not measured: {four_bit['why']}."
+    if proof["failures"]:
+        said += "\n\n" + "\n".join(f"- Failed: {failure}" for failure in proof["failures"])
+        said += "\n\nPublished all the same, with `--skip-proof`." if skipped else ""
+    return said
+
+
+def _gap_row(label: str, gap: Mapping[str, Any]) -> list[str]:
+    numbers = [gap[name] for name in ("mean_logprob_gap", "max_logprob_gap", "kl")]
+    return [label, *("-" if n is None else f"{n:.2g}" for n in numbers), f"{gap['token_agreement']:.2%}"]
+
+
+def use(name: str, method: str, base: str, system: str, max_tokens: int, rank: int) -> str:
+    """Code for transformers, vLLM and this project, with the system prompt the model was trained with."""
+    if method == "gguf":
+        words = f"-sys {shlex.quote(system)} " if system else ""
+        return f"## Use\n\n{fence(f'llama-cli -hf {name} {words}-p QUESTION', 'bash')}"
+    said = f"    {{'role': 'system', 'content': {system!r}}},\n" if system else ""
+    kind = "AutoPeftModelForCausalLM" if method == "lora" else "AutoModelForCausalLM"
+    package = f"peft import {kind}\nfrom transformers import" if method == "lora" else f"transformers import {kind},"
+    code = (
+        f"from {package} AutoTokenizer\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\nmodel = {kind}.from_pretrained("{name}")\n'
+        f"messages = [\n{said}    {{'role': 'user', 'content': 'QUESTION'}},\n]\n"
+        'options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}\n'
+        "inputs = tokenizer.apply_chat_template(messages, **options)\n"
+        f"output = model.generate(**inputs, max_new_tokens={max_tokens}, do_sample=False)\n"
+        'print(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
+    )
+    words = f"--prompt QUESTION --temperature 0 --system {shlex.quote(system)}"
+    if method == "lora":
+        serve = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={name}"
+        ours = f"hf download {name} --local-dir mine\npython src/infer.py --adapter mine {words}"
+    else:
+        serve, ours = f"vllm serve {name}", f"python src/infer.py --model {name} {words}"
+    return f"## Use\n\n{fence(code, 'python')}\n\nvLLM:\n\n{fence(serve, 'bash')}\n\nllm-grpo:\n\n{fence(ours, 'bash')}"
+
+
+def rewards(config: Config, after: Mapping[str, Any] | None) -> str:
+    """Functions, weights and arguments, and what the held-out answers earned after training."""
+    rows = [[f"`{shown(r.name)}`", f"{r.weight:g}", json.dumps(r.args) if r.args else ""] for r in config.rewards]
+    said = f"## Rewards\n\n{table(['function', 'weight', 'arguments'], rows)}"
+    if after:
+        means = [[f"`{name}`", f"{value:.3f}"] for name, value in after["rewards"].items() if value is not None]
+        said += f"\n\nMean per held-out answer, after training:\n\n{table(['function', 'mean'], means)}"
+    return said
+
+
+def training(environment: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
+    """What it took: steps, hours, tokens, machine, versions; "" where nothing of it was written down."""
+    rows = []
+    if steps:
+        rows.append(["steps", str(steps[-1]["step"])])
+    if steps and all("step_time" in row for row in steps):
+        rows.append(["hours of training", f"{sum(row['step_time'] for row in steps) / 3600:.2g}"])
+    if steps and all("completion_tokens" in row for row in steps):
+        rows.append(["tokens generated in training", f"{sum(row['completion_tokens'] for row in steps):,.0f}"])
+    if environment:
+        memory = f", {environment['gpu_memory_gb']} GB" if environment.get("gpu_memory_gb") else ""
+        machine = f"{environment['gpu']}{memory}" if environment.get("gpu") else f"{environment['cpus']} CPU cores"
+        found = [f"{name} {version}" for name, version in environment["versions"].items() if version]
+        rows += [["hardware", machine], ["commit of llm-grpo", environment.get("commit") or "not known"]]
+        rows += [["versions", ", ".join([f"python {environment['python']}", *found])]]
+    return f"## Training\n\n{table(['', ''], rows)}" if rows else ""
+
+
+def samples(items: Sequence[Mapping[str, Any]]) -> str:
+    """Two right answers and a wrong one, the first of each kind; where nothing was wrong, that is said."""
+    right, wrong = ([item for item in items if item["strict"] == kind] for kind in (True, False))
+    said = ["## Sample answers", "Of the held-out problems, the first right answers and the first wrong one."]
+    for item in [*right[:2], *wrong[:1]]:
+        verdict = "right" if item["strict"] else "right, but not in the format" if item["lenient"] else "wrong"
+        gold = str(item["answer"]).replace("`", "'").replace("\n", " ")
+        answered = fence(item["completion"].strip())
+        said.append(f"**{verdict}** (gold: `{gold}`)\n\n{fence(item['question'])}\n\n{answered}")
+    if not wrong:
+        said.append(f"None of the {len(items)} was answered wrong.")
+    return "\n\n".join(said)
+
+
+def config_section(config: Config) -> str:
+    text = yaml.safe_dump(_public(config.as_dict()), sort_keys=False, allow_unicode=True)
+    return f"## Config\n\n<details>\n<summary>the whole of it</summary>\n\n{fence(text.strip(), 'yaml')}\n\n</details>"
+
+
+def _public(node: Any) -> Any:
+    """The same without the folders of the machine that trained."""
+    if isinstance(node, Mapping):
+        return {key: _public(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_public(value) for value in node]
+    return shown(node) if isinstance(node, str) and "\n" not in node else node
+
+
+def interval(report: Mapping[str, Any], name: str) -> str:
+    return " ".join(share(report, name).split())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def fence(text: str, language: str = "text") -> str:
+    """A code block that the text cannot end: its fence is longer than any row of backticks inside."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}{language}\n{text}\n{marks}"
