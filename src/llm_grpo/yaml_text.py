@@ -12,7 +12,7 @@ from llm_grpo.errors import UserError
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, less two surprises: `1e-5` as a string and silent duplicate keys."""
+    """YAML 1.1 as PyYAML reads it, less three surprises: `1e-5` a string, `no` a boolean, silent duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -25,6 +25,14 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# Only true and false are booleans, as in YAML 1.2: `save_strategy: no` is a word.
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
