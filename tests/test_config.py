@@ -118,6 +118,13 @@ def test_numbers_are_numbers(text: str, value: object) -> None:
     assert got == value and type(got) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("no", "no"), ("off", "off"), ("true", True), ("False", False), ("null", None)]
+)
+def test_only_true_and_false_are_booleans(text: str, value: object) -> None:
+    assert split_override(f"a.b={text}")[1] is value or split_override(f"a.b={text}")[1] == value
+
+
 def test_one_step_without_a_dot_is_a_number_in_a_file(write) -> None:
     assert load_config(write(MINIMAL + "grpo: {learning_rate: 1e-5}\n"), environment={}).grpo["learning_rate"] == 1e-5
 

@@ -21,8 +21,8 @@ from llm_grpo.problems import Prepared
 def run(main: Callable[[], int]) -> None:
     """Exit with main's code: 2 after a user's mistake (one message, no traceback), 130 after Ctrl-C."""
     load_env_file()
-    # OpenMP's threads spin while they wait. On a machine with anything else to do that costs far more than it saves:
-    # on 2 cores a step of the demo took 0.9 s spinning and 1.2 s sleeping when idle, 7 to 40 s and 2 s beside a busy process.
+    # OpenMP's threads spin while they wait, which costs far more than it saves where anything else runs: on 2 cores a
+    # step of the demo takes 0.9 s spinning and 1.2 s sleeping when idle, but 7 to 40 s and 2 s beside a busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.exit(main())
