@@ -1,0 +1,80 @@
+"""python src/infer.py: a run, an adapter, a merged model; one prompt and a file; and what is said of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY, run_script
+
+QUESTION = "Tom has 5 pens and buys 7 more. How many pens is that?"
+
+
+def test_a_run_its_adapter_and_its_merged_model_answer_alike(demo_run) -> None:
+    run, _ = demo_run
+    answers = []
+    for which in (["--run", run], ["--adapter", run / "adapter_best"], ["--model", run / "merged", "--system", ""]):
+        done = run_script("src/infer.py", *which, "--prompt", QUESTION, "--temperature", "0", "--max_tokens", "48")
+        assert done.returncode == 0 and "tokens/s" in done.stdout, done.stderr
+        assert QUESTION in done.stdout
+        answers.append(done.stdout.split("╭", 1)[1].split("╰")[0])
+    assert answers[0] == answers[1], "a run is its base with the adapter that was evaluated"
+
+
+def test_a_file_of_prompts_is_answered_into_a_file(demo_run, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    words = [
+        "--prompts",
+        "examples/sample_prompts.jsonl",
+        "--output",
+        output,
+        "--n",
+        "2",
+        "--seed",
+        "3",
+        "--max_tokens",
+        "24",
+    ]
+    done = run_script("src/infer.py", "--run", demo_run[0], *words)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 10 and all(len(row["completions"]) == 2 for row in rows)
+    first = output.read_text()
+    refused = run_script("src/infer.py", "--run", demo_run[0], *words)
+    assert refused.returncode == 2 and "exists already" in refused.stderr and output.read_text() == first
+    output.unlink()
+    run_script("src/infer.py", "--run", demo_run[0], *words)
+    assert output.read_text() == first, "the same seed repeats"
+
+
+def test_a_base_model_answers_too() -> None:
+    done = run_script("src/infer.py", "--model", TINY, "--prompt", "2+2?", "--max_tokens", "4")
+    assert done.returncode == 0 and "cut at the token limit" in done.stdout, done.stderr
+
+
+WRONG = [
+    (["--prompt", "x"], "Which model?"),
+    (["--model", "m"], "one of the arguments --prompt --prompts is required"),
+    (["--model", "m", "--prompt", " "], "--prompt is empty"),
+    (["--model", "m", "--prompts", "nowhere.jsonl"], "there is no file"),
+    (["--model", "m", "--prompt", "x", "--temperature", "-1"], "temperature -1.0 at least 0"),
+    (["--model", "m", "--prompt", "x", "--n", "2", "--temperature", "0"], "all answers would be the same"),
+    (["--run", "outputs", "--prompt", "x"], "no run here"),
+    (["--model", "examples/tiny_qwen2", "--prompt", "x", "--engine", "unsloth"], "needs"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG, ids=[row[1] for row in WRONG])
+def test_bad_arguments(words: list[str], said: str) -> None:
+    done = run_script("src/infer.py", *words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("{", "p.jsonl:2: not JSON"), ('{"text": 1}', 'p.jsonl:2: needs a text under "prompt"')]
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
+    done = run_script("src/infer.py", "--model", TINY, "--prompts", tmp_path / "p.jsonl")
+    assert done.returncode == 2 and said in done.stderr
