@@ -1,18 +1,24 @@
-"""Merge a run's adapter into its 16-bit base: a model that opens without PEFT. Needs no GPU and little memory.
+"""Merge a run's adapter into its 16-bit base, prove that the result is the adapter, write its card, and push it.
 
     python src/merge.py --run outputs/demo
     python src/merge.py --run outputs/demo --push user/repo --private
+    python src/merge.py --run outputs/demo --push user/repo --method lora
     python src/merge.py --adapter DIR --base Qwen/Qwen2.5-3B-Instruct --output DIR
 
-An adapter that was trained on 4-bit weights is merged into the 16-bit original: --base, else model.merge_base of the
-run's config, else model.name. --push needs HF_TOKEN in the environment or in .env.
+Merging needs no GPU and little memory. An adapter that was trained on 4-bit weights is merged into the 16-bit original:
+--base, else model.merge_base of the run's config, else model.name. --push needs HF_TOKEN in the environment or in .env;
+it is refused where the merged model is further from the adapter than merge.thresholds allow.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -20,35 +26,43 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from llm_grpo import command
 from llm_grpo.errors import UserError
 
-console = Console(highlight=False, markup=False)
+METHODS = ("merged_16bit", "lora", "gguf")
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to merge: all names resolved. again: the command that does the same once more."""
+    """What to merge and where to: all names resolved. config and run: None for an adapter without a run."""
 
     adapter: Path
     base: str | None
     revision: str | None
     output: Path
-    again: str
+    method: str
+    repo: str | None
+    run: Any = None
+    config: Any = None
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = arguments().parse_args(words)
+    again = shlex.join(["python", "src/merge.py", *(word for word in words if word != "--overwrite")])
     job = resolve(args)
-    from llm_grpo.export import make_repository, push
-
-    if args.push:
-        make_repository(args.push, args.private)
-    if args.push and job.output.exists() and not args.overwrite:
-        console.print(f"{job.output} is there already and is pushed as it is (--overwrite merges anew).")
+    before_the_work(job, args)
+    if job.method == "lora":
+        return publish(job, job.adapter, args, again)
+    if job.repo and job.output.exists() and not args.overwrite:
+        console.print(f"{job.output} is there already and is taken as it is (--overwrite merges anew).")
     else:
         merge_with_bar(job, args.dtype, args.overwrite)
-    if args.push:
-        address = push(job.output, args.push, f"{job.again} --push {args.push}")
-        console.print(f"Pushed: {address}")
-    return 0
+    failures = prove(job, args)
+    if failures and not (args.skip_proof and job.repo):
+        describe(job, job.output, args)
+        return refuse(job, failures)
+    if job.method == "gguf":
+        return publish(job, convert(job), args, again)
+    return publish(job, job.output, args, again)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -59,27 +73,64 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: RUN/merged)")
     parser.add_argument("--dtype", default="auto", help="auto (16-bit, as the base), float16, bfloat16, float32")
     parser.add_argument("--overwrite", action="store_true", help="replace a merged model that is there")
-    parser.add_argument("--push", metavar="USER/REPO", help="then upload it to the Hub")
+    parser.add_argument(
+        "--proof-limit", type=int, default=64, metavar="N", help="held-out prompts of the proof (default %(default)s)"
+    )
+    parser.add_argument("--skip-proof", action="store_true", help="do not compare; a push says so in the card")
+    parser.add_argument(
+        "--push", nargs="?", const="", metavar="USER/REPO", help="upload it to the Hub (default: merge.push_to)"
+    )
     parser.add_argument("--private", action="store_true", help="make a new repository a private one")
+    parser.add_argument("--method", choices=METHODS, help="what to push (default: merge.method of the run's config)")
+    command.add_overrides(parser)
     return parser
 
 
 def resolve(args: argparse.Namespace) -> Job:
     """Fill in from the run what the command line does not say. Raises UserError where neither does."""
-    if args.run is None and (args.adapter is None or args.output is None):
-        raise UserError("Give --run outputs/NAME, or both --adapter DIR and --output DIR.")
+    if args.proof_limit < 1:
+        raise UserError(f"--proof-limit is {args.proof_limit}; it has to be at least 1 (or give --skip-proof).")
     if args.run is None:
-        again = f"python src/merge.py --adapter {args.adapter} --output {args.output}"
-        return Job(args.adapter, args.base, None, args.output, again)
+        if args.adapter is None or args.output is None:
+            raise UserError("Give --run outputs/NAME, or both --adapter DIR and --output DIR.")
+        if args.overrides:
+            raise UserError(f"{args.overrides[0]}: only a --run has a config to change.")
+        return Job(args.adapter, args.base, None, args.output, args.method or "merged_16bit", repository(args.push))
     from llm_grpo import runs
+    from llm_grpo.config import load_config
 
     run = runs.find(args.run)
-    model = run.config().model
-    base = args.base or model.merge_base or model.name
-    revision = model.revision if base == model.name else None
-    output = args.output or run.merged
-    again = f"python src/merge.py --run {args.run}" + (f" --output {args.output}" if args.output else "")
-    return Job(args.adapter or run.chosen_adapter(), base, revision, output, again)
+    config = load_config(run.config_file, args.overrides, environment={})
+    base = args.base or config.model.merge_base or config.model.name
+    revision = config.model.revision if base == config.model.name else None
+    output, method = args.output or run.merged, args.method or config.merge.method
+    repo = repository(args.push, config.merge.push_to)
+    return Job(args.adapter or run.chosen_adapter(), base, revision, output, method, repo, run, config)
+
+
+def repository(asked: str | None, of_config: str | None = None) -> str | None:
+    """Where to push; None where nobody asked for it. A config alone never publishes anything."""
+    if asked == "" and not of_config:
+        raise UserError("--push: say where to, as USER/REPO, or set merge.push_to in the run's config.")
+    return None if asked is None else asked or of_config
+
+
+def before_the_work(job: Job, args: argparse.Namespace) -> None:
+    """Whatever would make the long work useless. Raises UserError."""
+    if job.method == "lora" and not job.repo:
+        raise UserError(
+            f"--method lora pushes the adapter as it is; without --push there is nothing to do: {job.adapter}"
+        )
+    if job.repo and job.run is None and job.method != "lora" and not args.skip_proof:
+        raise UserError("An adapter without a run has no task to prove it on: give --run, or --skip-proof.")
+    if job.method == "gguf":
+        from llm_grpo.export.gguf import find_converter
+
+        find_converter(job.output)
+    if job.repo:
+        from llm_grpo.export.push import check_rights
+
+        check_rights(job.repo, args.private, console.print)
 
 
 def merge_with_bar(job: Job, dtype: str, overwrite: bool) -> None:
@@ -105,6 +156,79 @@ def merge_with_bar(job: Job, dtype: str, overwrite: bool) -> None:
         console.print("Input and output embeddings, one tensor in the base, are two here: the adapter changes one.")
     console.print(f"It lies in {report.output_dir}. Open it:")
     console.print(f'  AutoModelForCausalLM.from_pretrained("{report.output_dir}")')
+
+
+def prove(job: Job, args: argparse.Namespace) -> list[str]:
+    """What is worse than merge.thresholds allow; nothing where nobody compared. A proof of these weights is reused."""
+    if job.run is None:
+        return []
+    if args.skip_proof:
+        console.print("The merged model was not compared with the adapter (--skip-proof).")
+        from llm_grpo.export.proof import read_proof
+
+        return (read_proof(job.output) or {}).get("failures", [])
+    from llm_grpo.export import proof as proofs
+    from llm_grpo.export.source import original
+
+    known = proofs.read_proof(job.output)
+    if known and known["limit"] == args.proof_limit:
+        found = proofs.judged(known, job.config.merge.thresholds, job.output)
+    else:
+        # The libraries' own output goes to a file meanwhile; what we say does not.
+        with os.fdopen(os.dup(sys.stdout.fileno()), "w") as screen, command.library_output_in(job.run.log):
+            found = proofs.prove(
+                job.config,
+                job.adapter,
+                original(job.base),
+                job.output,
+                args.proof_limit,
+                job.revision,
+                lambda step: print(
+                    f"Proof on {args.proof_limit} held-out prompts: {step} ...", file=screen, flush=True
+                ),
+            )
+    for line in proofs.lines(found):
+        console.print(line)
+    return found["failures"]
+
+
+def refuse(job: Job, failures: list[str]) -> int:
+    console.print(f"The merged model is not near enough to the adapter{'; not pushed' if job.repo else ''}:")
+    for failure in failures:
+        console.print(f"  {failure}")
+    console.print(f"Everything stays in {job.output}. docs/publishing.md says what can be the reason.")
+    return 1
+
+
+def convert(job: Job) -> Path:
+    from llm_grpo.export import gguf
+
+    folder = job.output.with_name(f"{job.output.name}_gguf")
+    name = (job.repo or job.output.resolve().parent.name).rpartition("/")[2]
+    console.print(f"GGUF: {gguf.convert(gguf.find_converter(job.output), job.output, folder / f'{name}.gguf')}")
+    return folder
+
+
+def describe(job: Job, folder: Path, args: argparse.Namespace) -> None:
+    """The card beside the weights."""
+    from llm_grpo.export.adapter import read_adapter
+    from llm_grpo.export.card import Subject, write_card
+    from llm_grpo.export.source import original
+
+    base = original(job.base or read_adapter(job.adapter).base)
+    merged = None if job.method == "lora" else job.output
+    write_card(Subject(folder, job.adapter, base, merged, job.method, job.repo, job.run, args.skip_proof))
+
+
+def publish(job: Job, folder: Path, args: argparse.Namespace, again: str) -> int:
+    """The card, and the upload where it was asked for."""
+    describe(job, folder, args)
+    if job.repo:
+        from llm_grpo.export.push import upload
+
+        console.print(f"Uploading {folder} to {job.repo} ...")
+        console.print(f"Pushed: {upload(folder, job.repo, args.private, again, console.print)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""From an adapter to a model that others can open: merged by streaming, and pushed."""
+"""From an adapter to a model that others can trust: merged by streaming, proved, described, and pushed."""
 
-from llm_grpo.export.push import make_repository, push
 from llm_grpo.export.streaming import MergeReport, merge
 
-__all__ = ["MergeReport", "make_repository", "merge", "push"]
+__all__ = ["MergeReport", "merge"]

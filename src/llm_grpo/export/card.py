@@ -34,11 +34,13 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What the card is of. folder: what is published; base: a folder or a Hub name; repo: its name-to-be on the Hub."""
+    """What the card is of. folder: what is published; merged: the merged weights it is or was made of, if any;
+    base: a folder or a Hub name; repo: its name-to-be on the Hub."""
 
     folder: Path
     adapter: Path
     base: str
+    merged: Path | None = None
     method: str = "merged_16bit"
     repo: str | None = None
     run: Run | None = None
@@ -86,8 +88,10 @@ def card(subject: Subject) -> str:
     parts = [OURS, _head(subject)]
     if measured:
         parts.append(sections.results(measured.before, measured.after, measured.paired))
-    if subject.method == "merged_16bit":
-        parts.append(sections.proof_section(read_proof(subject.folder), subject.proof_skipped))
+    if subject.merged:
+        parts.append(sections.proof_section(read_proof(subject.merged), subject.proof_skipped))
+    if subject.method == "gguf":
+        parts.append("The conversion to GGUF was not measured.")
     name, base = subject.repo or subject.folder.name, shown(subject.base)
     system, max_tokens = (system_prompt(config), config.grpo["max_completion_length"]) if config else ("", 512)
     rank = config.lora.r if config and config.lora else 64

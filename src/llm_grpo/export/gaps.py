@@ -6,6 +6,7 @@ whole vocabulary: 1 MB per 1000 positions, where the logits of a vocabulary of 1
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,3 +107,10 @@ def _kl(p: torch.Tensor, q: torch.Tensor, vocabulary: int) -> torch.Tensor:
         rest_p, rest_q = (1 - p.exp().sum(1)).clamp(min=1e-12), (1 - q.exp().sum(1)).clamp(min=1e-12)
         total += rest_p * (rest_p / rest_q).log()
     return total.clamp(min=0)  # float32 leaves a few 1e-8 below it
+
+
+def free() -> None:
+    """Give back what the last model took, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -6,23 +6,21 @@ proof.json lies beside the weights it speaks of, names them by their SHA-256, an
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from llm_grpo.comparison import compare
 from llm_grpo.config import Config, ThresholdsSection
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation import evaluate, without_items
-from llm_grpo.export.gaps import Answered, Reading, gaps, read
+from llm_grpo.export.four_bit import gap_to_four_bit
+from llm_grpo.export.gaps import Answered, Reading, free, gaps, read
 from llm_grpo.export.source import shown
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.prompts import render
@@ -33,6 +31,18 @@ from llm_grpo.tasks import build_task
 
 FILE = "proof.json"
 NO_EFFECT = 1e-4  # KL per token: below it the adapter hardly moved its base, and a share of that says nothing
+
+
+@dataclass(frozen=True)
+class _First:
+    """What the adapter said, kept while the other models are asked the same."""
+
+    problems: Sequence[Problem]
+    report: dict[str, Any]
+    pairs: list[Answered]
+    readings: list[Reading]
+    effect: dict[str, Any]
+    computed_in: str
 
 
 def prove(
@@ -50,57 +60,82 @@ def prove(
     greedy answers. "adapter_effect" is the distance of the base from the adapter: a merge has to be much nearer than
     that. Raises UserError where the data or a model cannot be had; a failed comparison is a result, not an error.
     """
-    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
-    max_tokens = config.evaluation.max_tokens or config.grpo["max_completion_length"]
-    options = {"trust_remote_code": config.model.trust_remote_code, "batch_size": config.evaluation.batch_size}
-    template = config.prompt.template
-
     on_step("the adapter answers")
-    engine = load_engine(base, adapter, template, revision=revision, **options)
-    problems = prepare(task, "test", config, engine.tokenizer, limit).problems
-    if not problems:
-        raise UserError(f"The task '{task.name}' has no test problems, so nothing can be proved.")
-    of_adapter = evaluate(engine, task, problems, rewards, max_tokens)
-    pairs = _answered(engine, problems, of_adapter["items"])
-    readings = read(engine.model, pairs)
-    with engine.model.disable_adapter():
-        effect = gaps(readings, engine.model, pairs)
-    computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
-    del engine
-    _free()
-
-    four_bit = _gap_to_four_bit(config, adapter, readings, pairs, on_step) if config.model.load_in_4bit else None
-
+    first = _ask_adapter(config, adapter, base, limit, revision)
+    four_bit = None
+    if config.model.load_in_4bit:
+        on_step("the adapter on the 4-bit base")
+        four_bit = gap_to_four_bit(config, adapter, first.readings, first.pairs)
     on_step("the merged model answers")
-    engine = load_engine(str(merged), None, template, **options)
-    same_prompts = [pair.prompt for pair in pairs] == [_prompt_ids(engine, problem) for problem in problems]
-    of_merged = evaluate(engine, task, problems, rewards, max_tokens)
-    gap = gaps(readings, engine.model, pairs)
-    del engine
-    _free()
+    of_merged, gap, same_prompts = _ask_merged(config, merged, first)
+    of_adapter, effect = first.report, first.effect
 
     texts = [[item["completion"] for item in report["items"]] for report in (of_adapter, of_merged)]
-    gap["text_agreement"] = sum(a == b for a, b in zip(*texts, strict=True)) / len(problems)
+    gap["text_agreement"] = sum(a == b for a, b in zip(*texts, strict=True)) / len(first.problems)
     gap["share_of_effect"] = gap["kl"] / effect["kl"] if effect["kl"] > NO_EFFECT else None
     paired = compare(of_adapter, of_merged)
     proof: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "task": task.name,
+        "task": config.task.name,
         "split": "test",
-        "prompts": len(problems),
+        "prompts": len(first.problems),
+        "limit": limit,
         "base": shown(base),
         "weights_dtype": _dtype_of(merged),
-        "computed_in": computed_in,
+        "computed_in": first.computed_in,
         "same_prompts": same_prompts,
         "merged": gap,
         "adapter_effect": effect,
         **({"four_bit": four_bit} if four_bit else {}),
         "accuracy": {"adapter": without_items(of_adapter), "merged": without_items(of_merged), "paired": paired},
-        "thresholds": config.merge.thresholds.model_dump(),
         "weights": fingerprint(merged),
     }
-    proof = _finite({"passed": False, "failures": judge(proof, config.merge.thresholds), **proof})
-    proof["passed"] = not proof["failures"]
+    return judged(_finite(proof), config.merge.thresholds, merged)
+
+
+def _ask_adapter(config: Config, adapter: Path, base: str, limit: int, revision: str | None) -> _First:
+    """The adapter on its 16-bit base: its answers, what it said at each of their tokens, and the base at the same."""
+    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
+    engine = load_engine(base, adapter, config.prompt.template, revision=revision, **_options(config))
+    problems = prepare(task, "test", config, engine.tokenizer, limit).problems
+    if not problems:
+        raise UserError(f"The task '{task.name}' has no test problems, so nothing can be proved.")
+    report = evaluate(engine, task, problems, rewards, _max_tokens(config))
+    pairs = _answered(engine, problems, report["items"])
+    readings = read(engine.model, pairs)
+    with engine.model.disable_adapter():
+        effect = gaps(readings, engine.model, pairs)
+    computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
+    del engine
+    free()
+    return _First(problems, report, pairs, readings, effect, computed_in)
+
+
+def _ask_merged(config: Config, merged: Path, first: _First) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """(its evaluation, its gaps from the adapter, whether its own tokenizer makes the same of the prompts)."""
+    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
+    engine = load_engine(str(merged), None, config.prompt.template, **_options(config))
+    same_prompts = [pair.prompt for pair in first.pairs] == [_prompt_ids(engine, p) for p in first.problems]
+    report = evaluate(engine, task, first.problems, rewards, _max_tokens(config))
+    gap: dict[str, Any] = gaps(first.readings, engine.model, first.pairs)
+    del engine
+    free()
+    return report, gap, same_prompts
+
+
+def _options(config: Config) -> dict[str, Any]:
+    return {"trust_remote_code": config.model.trust_remote_code, "batch_size": config.evaluation.batch_size}
+
+
+def _max_tokens(config: Config) -> int:
+    return config.evaluation.max_tokens or config.grpo["max_completion_length"]
+
+
+def judged(proof: Mapping[str, Any], thresholds: ThresholdsSection, merged: Path) -> dict[str, Any]:
+    """The same measurements under these thresholds, written to merged/proof.json."""
+    failures = judge(proof, thresholds)
+    verdict = {"passed": not failures, "failures": failures, "thresholds": thresholds.model_dump()}
+    proof = {**verdict, **{key: value for key, value in proof.items() if key not in verdict}}
     write_json(merged / FILE, proof)
     return proof
 
@@ -111,11 +146,13 @@ def judge(proof: Mapping[str, Any], thresholds: ThresholdsSection) -> list[str]:
     failures = []
     for name in ("mean_logprob_gap", "max_logprob_gap", "kl", "share_of_effect"):
         value, limit = gap[name], getattr(thresholds, name)
-        if value is not None and not value <= limit:
+        if value is None and name != "share_of_effect":
+            failures.append(f"{name} is no number: the model's output is broken")
+        elif value is not None and value > limit:
             failures.append(f"{name} is {value:.4g}; merge.thresholds.{name} allows {limit:g}")
     for name in ("token_agreement", "text_agreement"):
-        if not gap[name] >= getattr(thresholds, name):
-            limit = getattr(thresholds, name)
+        limit = getattr(thresholds, name)
+        if gap[name] < limit:
             failures.append(f"{name} is {gap[name]:.4g}; merge.thresholds.{name} asks for {limit:g}")
     if paired["lost"] > paired["gained"] and paired["p_value"] < thresholds.p_value:
         failures.append(
@@ -125,6 +162,32 @@ def judge(proof: Mapping[str, Any], thresholds: ThresholdsSection) -> list[str]:
     if not proof["same_prompts"]:
         failures.append("the merged folder's tokenizer makes other tokens of the prompts than the base's does")
     return failures
+
+
+def lines(proof: Mapping[str, Any]) -> list[str]:
+    """The result for a person, in three lines."""
+    gap, effect, accuracy = proof["merged"], proof["adapter_effect"], proof["accuracy"]
+    paired = accuracy["paired"]
+    said = [
+        f"Proof {'passed' if proof['passed'] else 'FAILED'} on {proof['prompts']} held-out prompts: log-probability "
+        f"gap {_short(gap['mean_logprob_gap'])} mean, {_short(gap['max_logprob_gap'])} largest; KL {_short(gap['kl'])} "
+        f"(the base without adapter: {_short(effect['kl'])}).",
+        f"Same next token {gap['token_agreement']:.2%}, same answer {gap['text_agreement']:.1%}; strict accuracy "
+        f"{accuracy['adapter']['strict_accuracy']:.1%} with the adapter, {accuracy['merged']['strict_accuracy']:.1%} "
+        f"merged ({paired['gained']} gained, {paired['lost']} lost, p {paired['p_value']:.2g}).",
+    ]
+    four_bit = proof.get("four_bit")
+    if four_bit and four_bit["measured"]:
+        said.append(
+            f"The 4-bit base it was trained on: KL {_short(four_bit['kl'])} from the 16-bit base, both adapted."
+        )
+    elif four_bit:
+        said.append(f"The gap to the 4-bit base it was trained on was not measured: {four_bit['why']}.")
+    return said
+
+
+def _short(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.2g}"
 
 
 def read_proof(merged: Path) -> dict[str, Any] | None:
@@ -167,63 +230,9 @@ def _prompt_ids(engine: TransformersEngine, problem: Problem) -> list[int]:
     return engine.tokenizer(render(problem.messages, engine.tokenizer), add_special_tokens=False)["input_ids"]
 
 
-def _gap_to_four_bit(
-    config: Config,
-    adapter: Path,
-    readings: Sequence[Reading],
-    pairs: Sequence[Answered],
-    on_step: Callable[[str], None],
-) -> dict[str, Any]:
-    """How far the adapter on the 4-bit base, as it was trained, is from the adapter on the 16-bit base.
-
-    This gap is the price of training in 4-bit, not a fault of the merge; no threshold is laid on it. The base is
-    quantized here as QLoRA does it (NF4, double quantization) unless its files are quantized already; Unsloth's own
-    copies leave some layers in 16-bit.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return {"measured": False, "why": "bitsandbytes is not installed on this machine"}
-    on_step("the adapter on the 4-bit base")
-    try:
-        model = _load_four_bit(config, adapter)
-        found = gaps(readings, model, pairs)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return {"measured": False, "why": f"the 4-bit base cannot be run on this machine ({line})"}
-    finally:
-        _free()
-    return {"measured": True, **found}
-
-
-def _load_four_bit(config: Config, adapter: Path) -> Any:
-    from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-
-    name, source = config.model.name, {"revision": config.model.revision}
-    source["trust_remote_code"] = config.model.trust_remote_code
-    dtype = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
-    if getattr(AutoConfig.from_pretrained(name, **source), "quantization_config", None) is None:
-        source["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    device = {"": 0 if torch.cuda.is_available() else "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device, **source)
-    if not getattr(model, "is_loaded_in_4bit", False):
-        raise ValueError("it was loaded in 16-bit")
-    return PeftModel.from_pretrained(model, str(adapter)).eval()
-
-
 def _dtype_of(merged: Path) -> str | None:
     config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
     return config.get("dtype") or config.get("torch_dtype")
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _finite(node: Any) -> Any:
