@@ -31,6 +31,7 @@ from llm_grpo.prompts import with_system  # noqa: E402
 from llm_grpo.runs import read_jsonl  # noqa: E402
 from llm_grpo.tasks import build_task  # noqa: E402
 
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as our scripts set it; the bare script gets the same
 WARM_UP = 2  # steps left out: the first pays for allocation and caches
 
 
