@@ -129,9 +129,9 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """The first line of each message in the chain: what failed, and why."""
-    lines = [(str(part).strip().splitlines() or [type(part).__name__])[0].strip() for part in _chain(error)]
-    return " ".join(dict.fromkeys(lines))
+    """The first lines of each message in the chain: what failed, and why."""
+    lines = [line.strip() for part in _chain(error) for line in (str(part) or type(part).__name__).splitlines()[:4]]
+    return " ".join(dict.fromkeys(filter(None, lines)))
 
 
 def _check_token(who: dict[str, Any], repo: str) -> None:
