@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import yaml
 
 LARGE = (".safetensors", ".gguf")
+SIGNATURE = "s1gnature"  # as in the addresses of the real storage: whoever has one may write
 
 
 @dataclass
@@ -244,7 +245,7 @@ def batch(hub: HubServer, body: bytes, repo: str) -> Answer:
         oid, size = wish["oid"], wish["size"]
         entry: dict[str, Any] = {"oid": oid, "size": size}
         if oid not in hub.objects:
-            upload: dict[str, Any] = {"href": f"{hub.url}/lfs/{oid}"}
+            upload: dict[str, Any] = {"href": f"{hub.url}/lfs/{oid}?signature={SIGNATURE}"}
             if hub.part_bytes and size > hub.part_bytes:
                 count = -(-size // hub.part_bytes)
                 upload["href"] = f"{hub.url}/lfs/{oid}/whole"

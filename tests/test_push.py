@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from hub_server import Fault, HubServer, Repository
+from hub_server import SIGNATURE, Fault, HubServer, Repository
 
 CARD = "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# A model\n"
 WEIGHTS = os.urandom(3_000_000)
@@ -23,8 +23,10 @@ WEIGHTS = os.urandom(3_000_000)
 CLIENT = """
 import json, os, sys
 from pathlib import Path
+from llm_grpo import command
 from llm_grpo.errors import UserError
 from llm_grpo.export import push
+command.quiet_libraries()
 for line in sys.stdin:
     wish = json.loads(line)
     os.environ["HF_TOKEN"] = wish.pop("token")
@@ -82,7 +84,8 @@ def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         process.stdin.close()
         assert process.wait(30) == 0
     said = "".join(printed) + log.read_text()
-    assert "RESULT" in said and server.token not in said, "the token is in no output of the whole session"
+    assert "/lfs/" in said, "addresses of the storage were spoken of"
+    assert server.token not in said and SIGNATURE not in said, "but no secret is in any output of the whole session"
 
 
 @pytest.fixture

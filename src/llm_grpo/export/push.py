@@ -7,6 +7,7 @@ What has arrived is not sent a second time, so that a push that broke off is gon
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,8 +101,8 @@ def _ask(
         except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # huggingface_hub's are kinds of these
             said = _said(error).replace(token, "***")
             if wait_s is None or not _may_pass(error):
-                raise UserError(f"{what}: {said}" + (f"\n{way_out}" if way_out else "")) from None
-            say(f"{said} Trying again in {wait_s:g} s.")
+                raise UserError(f"{what}: {said}." + (f"\n{way_out}" if way_out else "")) from None
+            say(f"{said}. Trying again in {wait_s:g} s.")
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")
 
@@ -129,9 +130,10 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """The first lines of each message in the chain: what failed, and why."""
+    """The first lines of each message in the chain: what failed, and why. Queries of URLs hold signatures: left out."""
     lines = [line.strip() for part in _chain(error) for line in (str(part) or type(part).__name__).splitlines()[:4]]
-    return " ".join(dict.fromkeys(filter(None, lines)))
+    told = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith("For more information")))
+    return re.sub(r"(https?://[^\s'\"?]+)\?[^\s'\"]*", r"\1", told).rstrip(".")
 
 
 def _check_token(who: dict[str, Any], repo: str) -> None:
