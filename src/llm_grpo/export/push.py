@@ -91,8 +91,9 @@ def _ask(
 ) -> T:
     """The answer of the Hub, after a few tries where a fault may pass. Raises UserError, never with the token in it."""
     import httpx
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, logging
 
+    logging.set_verbosity_error()  # it warns of each of its own tries, with the signed address it tried
     for wait_s in (*waits_s, None):
         try:
             return question(HfApi(token=token))
