@@ -10,7 +10,7 @@ leaves it for the optimizer. It runs where the trainer runs. docs/correctness.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -20,66 +20,7 @@ from torch import Tensor
 from llm_grpo.errors import UserError
 from llm_grpo.verification import formulas, subject
 from llm_grpo.verification.exact_model import TRAINED, ExactModel
-
-# Bounds on what is compared, by the dtype that the trainer computes in. Those of float32 are about ten times what was
-# measured (docs/correctness.md); in 16 bits a log-probability keeps two to three digits, whoever computes it.
-TOLERANCES: dict[str, dict[str, float]] = {
-    "float32": {"logps": 1e-5, "reference_logps": 1e-5, "advantages": 1e-5, "loss": 1e-5, "gradient": 1e-3},
-    "float16": {"logps": 5e-2, "reference_logps": 5e-2, "advantages": 1e-5, "loss": 5e-3, "gradient": 5e-2},
-    "bfloat16": {"logps": 2e-1, "reference_logps": 2e-1, "advantages": 1e-5, "loss": 2e-2, "gradient": 1e-1},
-}
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """The largest error of one quantity. `judged` says which of the two the tolerance is about."""
-
-    name: str
-    absolute: float
-    relative: float  # to the largest value; of the gradient: to the largest of the same matrix
-    tolerance: float
-    judged: str = "absolute"
-    worst: str = ""  # the LoRA matrix with the largest error
-
-    @property
-    def ok(self) -> bool:
-        return (self.absolute if self.judged == "absolute" else self.relative) <= self.tolerance  # NaN is not
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was compared, on which code, and how far apart the two are."""
-
-    trainer: str  # the function that computed the loss, with its module
-    versions: dict[str, str]
-    dtype: str
-    settings: formulas.Settings
-    completions: int
-    tokens: int  # that the loss counts
-    clipped: float  # share of them whose ratio is outside the clipping range
-    gradient_norm: float  # of the reference
-    quantities: tuple[Quantity, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(quantity.ok for quantity in self.quantities)
-
-    def __getitem__(self, name: str) -> Quantity:
-        return next(quantity for quantity in self.quantities if quantity.name == name)
-
-    def __str__(self) -> str:
-        s = self.settings
-        lines = [
-            f"{self.trainer} in {self.dtype} ({', '.join(f'{k} {v}' for k, v in self.versions.items())})",
-            f"{s.loss_type}, {s.level} level, beta {s.beta}, {s.aggregation}, scale {s.scale_rewards}; "
-            f"{self.completions} completions, {self.tokens} tokens, {self.clipped:.0%} clipped, "
-            f"gradient norm {self.gradient_norm:.3g}",
-        ]
-        for q in self.quantities:
-            errors = f"absolute {q.absolute:.1e} relative {q.relative:.1e}"
-            judged = f"{q.judged} at most {q.tolerance:.0e}"
-            lines.append(f"  {'ok ' if q.ok else 'NOT'} {q.name:16} {errors} ({judged}) {q.worst}".rstrip())
-        return "\n".join(lines)
+from llm_grpo.verification.report import TOLERANCES, Quantity, Verification, compared, compared_gradients
 
 
 def verify_update(
@@ -109,30 +50,44 @@ def verify_update(
             subject.put_off_policy(batch, logps, settings, seed)
         loss, gradients = subject.update(trainer, batch, settings)
     mine = Reference(trainer, batch, rewards, settings, device)
-    if mine.norm == 0:
-        raise UserError("The reference gradient is zero (equal rewards in every group?): there is nothing to compare.")
-    mask = mine.sampled.mask.bool()
-    ours = {"logps": mine.logps[mask], "advantages": mine.sampled.advantages, "loss": mine.loss}
-    theirs = {"logps": subject.aligned(logps, batch).to(device)[mask], "advantages": batch["advantages"], "loss": loss}
-    if mine.sampled.reference is not None:
-        ours["reference_logps"] = mine.sampled.reference[mask]
-        theirs["reference_logps"] = subject.aligned(batch["ref_per_token_logps"], batch).to(device)[mask]
+    if mine.norm == 0 or bool((mine.advantages.abs() < 1e-6).all()):
+        raise UserError(
+            "Every advantage is zero, or no token counts: there is nothing to compare. Let the rewards vary."
+        )
     dtype = subject.working_dtype(trainer)
-    bounds = TOLERANCES[dtype]
     return Verification(
         trainer=subject.computed_by(trainer),
         versions={name: version(name) for name in ("trl", "unsloth", "transformers", "peft", "torch")},
         dtype=dtype,
         settings=settings,
-        completions=len(mask),
-        tokens=int(mask.sum()),
+        completions=len(mine.logps),
+        tokens=int(mine.sampled.mask.sum()),
         clipped=mine.clipped(),
         gradient_norm=mine.norm,
-        quantities=(
-            *[compared(name, ours[name], theirs[name], bounds[name]) for name in ours],
-            compared_gradients(mine.gradients, gradients, bounds["gradient"]),
-        ),
+        quantities=tuple(comparisons(mine, batch, logps, loss, gradients, TOLERANCES[dtype])),
     )
+
+
+def comparisons(
+    mine: Reference,
+    batch: dict[str, Any],
+    logps: Tensor,
+    loss: Tensor,
+    gradients: dict[str, Tensor],
+    bounds: dict[str, float],
+) -> Iterator[Quantity]:
+    """The reference against what the trainer's own code made of the batch."""
+    mask, theirs, rough = mine.sampled.mask.bool(), batch["advantages"].to(mine.advantages), mine.rough
+    yield compared("logps", mine.logps[mask], subject.aligned(logps, batch).to(mask.device)[mask], bounds["logps"])
+    if mine.sampled.reference is not None:
+        reference = subject.aligned(batch["ref_per_token_logps"], batch).to(mask.device)
+        yield compared("reference_logps", mine.sampled.reference[mask], reference[mask], bounds["reference_logps"])
+    yield compared("advantages", mine.advantages[~rough], theirs[~rough], bounds["advantages"])
+    if rough.any():
+        bound = 16 * float(mine.sensitivity.max())
+        yield compared("advantages_rough", mine.advantages[rough], theirs[rough], bound)
+    yield compared("loss", mine.loss, loss, bounds["loss"])
+    yield compared_gradients(mine.gradients, gradients, bounds["gradient"])
 
 
 class Reference:
@@ -150,9 +105,14 @@ class Reference:
                 self.model.use_adapter(self.model.reference_adapter())
                 reference = self._all_logps()
                 self.model.use_adapter(TRAINED)
+        rewards = rewards.to(device).double()
+        self.advantages = formulas.advantages(rewards, settings)
+        self.sensitivity = formulas.sensitivity(rewards, settings)
+        # Equal rewards: the trainer's advantages are rounding noise. What it makes of them is compared all the same.
+        self.rough = 4 * self.sensitivity > TOLERANCES["float32"]["advantages"]
         self.sampled = formulas.Sampled(
             mask=batch["completion_mask"].to(device).double(),
-            advantages=formulas.advantages(rewards.to(device).double(), settings),
+            advantages=torch.where(self.rough, batch["advantages"].to(self.advantages), self.advantages),
             old=subject.old_logps(batch, device),
             reference=reference,
             correction=subject.correction(trainer, batch, device),
@@ -191,19 +151,3 @@ class Reference:
         if not len(completion):
             return None
         return self.model.logps(torch.cat([prompt, completion]), len(prompt), self.settings.temperature)
-
-
-def compared(name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Quantity:
-    """Largest difference between two tensors of one shape."""
-    gap = float((ours - theirs.to(ours)).abs().max())
-    return Quantity(name, gap, gap / max(float(ours.abs().max()), 1e-12), tolerance)
-
-
-def compared_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> Quantity:
-    """Matrix by matrix; one that is a million times smaller than the largest is measured against that millionth."""
-    assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())
-    largest = max(float(gradient.abs().max()) for gradient in ours.values())
-    gaps = {name: float((ours[name] - theirs[name].to(ours[name])).abs().max()) for name in ours}
-    shares = {name: gaps[name] / max(float(ours[name].abs().max()), 1e-6 * largest) for name in ours}
-    worst = max(shares, key=lambda name: shares[name])
-    return Quantity("gradient", max(gaps.values()), shares[worst], tolerance, "relative", worst)

@@ -8,7 +8,7 @@ round as coarsely as the trainer that is to be judged.
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,7 +153,8 @@ def architecture(model_type: str) -> type:
     if model_type not in CLASSES:
         raise UserError(f"model_type '{model_type}': transformers itself has no causal language model of this type.")
     folder = model_type_to_module_name(model_type)
-    spec = importlib.util.find_spec(f"transformers.models.{folder}.modeling_{folder}")
+    # The real module first: what looks into sys.modules while the other one is made (docstrings, types) finds it there.
+    spec = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}").__spec__
     source = Path(spec.origin).read_text(encoding="utf-8")
     module = ModuleType(spec.name)
     module.__package__, module.__file__, module.__spec__ = spec.parent, spec.origin, spec

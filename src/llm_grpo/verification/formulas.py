@@ -71,6 +71,16 @@ def advantages(rewards: Tensor, settings: Settings) -> Tensor:
     return torch.cat(parts).nan_to_num(nan=0.0)  # a completion nobody could judge teaches nothing
 
 
+def sensitivity(rewards: Tensor, settings: Settings) -> Tensor:
+    """[N] how far each advantage moves when the rewards are rounded another way in float32; the largest of four draws.
+
+    Where all rewards of a group are equal, a trainer in float32 divides its rounding error by nothing but STD_FLOOR.
+    """
+    draws, exact = torch.Generator().manual_seed(0), advantages(rewards, settings)
+    noise = [2**-24 * (2 * torch.rand(rewards.shape, generator=draws) - 1).to(rewards) for _ in range(4)]
+    return torch.stack([advantages(rewards * (1 + n), settings) - exact for n in noise]).abs().amax(dim=0)
+
+
 def normalised(values: Tensor) -> Tensor:
     return (values - values.nanmean()) / (deviation(values) + STD_FLOOR)
 
