@@ -2,7 +2,7 @@
 
     python benchmarks/reward_fuzz.py [--count 1000000] [--seed 0]
 
-Writes benchmarks/results/reward_fuzz_DATE.json: what was run, the counts, and completions per second of each reward on
+Writes benchmarks/results/reward_fuzz-DATE.json: what was run, the counts, and completions per second of each reward on
 texts of the length a model really writes. One core; the million takes some minutes.
 """
 
@@ -181,7 +181,7 @@ def main() -> None:
         "completions_per_second": throughput(),
         "fuzz": fuzz(args.count, args.seed),
     }
-    path = ROOT / "benchmarks" / "results" / f"reward_fuzz_{now:%Y-%m-%d}.json"
+    path = ROOT / "benchmarks" / "results" / f"reward_fuzz-{now:%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

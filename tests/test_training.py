@@ -66,6 +66,8 @@ def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: 
     kinds = {type(module).__name__ for module in policy.model.modules()}
     assert ("Linear4bit" in kinds) == four_bit
     assert lora_b(policy).abs().max() > 0, "B starts at zero; it has to move"
+    kinds = {parameter.dtype for parameter in policy.model.parameters() if parameter.requires_grad}
+    assert kinds == {torch.float32}, "in bfloat16 most steps would be rounded away"
     metrics = list(runs.read_jsonl(run.metrics))
     assert [row["step"] for row in metrics] == [1, 2]
     wanted = ("reward", "loss", "grad_norm", "learning_rate", "accuracy", "format_rate", "truncated_share", "tokens_per_second",
@@ -102,6 +104,14 @@ def test_a_saved_adapter_comes_back(tmp_path: Path) -> None:
     load_adapter(policy, run.adapter)
     assert torch.equal(lora_b(policy), kept)
     assert not [p.name for p in run.folder.iterdir() if p.name.startswith(".")], "no drafts are left"
+
+
+def test_with_a_kl_term_only_the_adapter_is_saved(tmp_path: Path) -> None:
+    policy, run, _ = trained(tmp_path, "grpo.beta=0.1")
+    assert all(math.isfinite(row["kl"]) for row in runs.read_jsonl(run.metrics))
+    save_adapter(policy, run.adapter)
+    assert not [path for path in run.adapter.iterdir() if path.is_dir()], "TRL's own 'ref' adapter is no result"
+    load_adapter(policy, run.adapter)
 
 
 def test_validation_keeps_the_best_adapter(tmp_path: Path) -> None:

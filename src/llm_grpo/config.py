@@ -42,6 +42,7 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "top_p": 1.0,
     "beta": 0.0,
     "epsilon": 0.2,
+    "use_bias_correction_kl": True,
     "loss_type": "dapo",
     "scale_rewards": "group",
     "importance_sampling_level": "token",
@@ -136,7 +137,7 @@ class ThresholdsSection(Section):
     mean_logprob_gap: Annotated[float, Field(ge=0)] = 0.05  # nats per token of the adapter's own answers
     max_logprob_gap: Annotated[float, Field(ge=0)] = 3.0  # the worst single token; in 16-bit an unlikely one may be far
     kl: Annotated[float, Field(ge=0)] = 0.01  # nats per token
-    share_of_effect: Annotated[float, Field(ge=0)] = 0.5  # the KL again, as a share of what the adapter did to its base
+    share_of_effect: Annotated[float, Field(ge=0)] = 0.25  # the KL, as a share of what the adapter did to its base
     token_agreement: Annotated[float, Field(ge=0, le=1)] = 0.97  # tokens where both would write the same
     text_agreement: Annotated[float, Field(ge=0, le=1)] = 0.5  # prompts with the same answer
     p_value: Annotated[float, Field(ge=0, le=1)] = 0.05  # refused when it loses accuracy and the paired test is below

@@ -81,7 +81,8 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
     for leftover in (draft, old):
         _remove(leftover)
-    policy.model.save_pretrained(str(draft))
+    # With beta > 0 TRL keeps the starting weights as a second adapter, "ref"; it is no part of the result.
+    policy.model.save_pretrained(str(draft), selected_adapters=["default"])
     policy.tokenizer.save_pretrained(str(draft))
     if folder.exists():
         folder.rename(old)

@@ -95,6 +95,12 @@ def build_trainer(
         callbacks=watch.callbacks(),
         record=Recorder(config, policy, task, rewards, run),
     )
+    if not torch.cuda.is_available():
+        # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the
+        # rest as they were; on a GPU Unsloth takes that cast out (docs/correctness.md).
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
     return trainer
