@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ VERDICTS = [
     ({"kl": 0.02}, EVEN, True, "kl is 0.02", "distributions too far apart"),
     ({"kl": None}, EVEN, True, "kl is no number", "a model that computes NaN does not pass"),
     ({"share_of_effect": 0.9}, EVEN, True, "share_of_effect", "nearer to the base than to the adapter"),
+    ({"share_of_effect": 0.9, "kl": 5e-5}, EVEN, True, None, "both next to nothing: rounding"),
     ({"share_of_effect": None}, EVEN, True, None, "an adapter that does nothing has no share"),
     ({"token_agreement": 0.96}, EVEN, True, "token_agreement is 0.96; .* asks for 0.97", "other tokens"),
     ({"text_agreement": 0.4}, EVEN, True, "text_agreement", "other answers"),
@@ -124,8 +126,6 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("change", "paired", "same_prompts", "said", "why"), VERDICTS)
 def test_judge(change: dict, paired: dict, same_prompts: bool, said: str | None, why: str) -> None:
-    import re
-
     proof = {"merged": GOOD | change, "accuracy": {"paired": paired}, "same_prompts": same_prompts}
     failures = judge(proof, ThresholdsSection())
     assert len(failures) == (said is not None) and (said is None or re.search(said, failures[0])), failures

@@ -30,7 +30,7 @@ from llm_grpo.runs import write_json
 from llm_grpo.tasks import build_task
 
 FILE = "proof.json"
-NO_EFFECT = 1e-4  # KL per token: below it the adapter hardly moved its base, and a share of that says nothing
+ROUNDING = 1e-4  # KL per token that 16-bit weights cost anyway; below it, its share of a small effect says nothing
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def prove(
 
     texts = [[item["completion"] for item in report["items"]] for report in (of_adapter, of_merged)]
     gap["text_agreement"] = sum(a == b for a, b in zip(*texts, strict=True)) / len(first.problems)
-    gap["share_of_effect"] = gap["kl"] / effect["kl"] if effect["kl"] > NO_EFFECT else None
+    gap["share_of_effect"] = gap["kl"] / effect["kl"] if effect["kl"] else None
     paired = compare(of_adapter, of_merged)
     proof: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -148,7 +148,7 @@ def judge(proof: Mapping[str, Any], thresholds: ThresholdsSection) -> list[str]:
         value, limit = gap[name], getattr(thresholds, name)
         if value is None and name != "share_of_effect":
             failures.append(f"{name} is no number: the model's output is broken")
-        elif value is not None and value > limit:
+        elif value is not None and value > limit and not (name == "share_of_effect" and gap["kl"] <= ROUNDING):
             failures.append(f"{name} is {value:.4g}; merge.thresholds.{name} allows {limit:g}")
     for name in ("token_agreement", "text_agreement"):
         limit = getattr(thresholds, name)
