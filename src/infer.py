@@ -1,6 +1,6 @@
 """Answer a prompt or a file of prompts with a trained model: the fast-generate demo.
 
-python src/infer.py --run outputs/demo --prompt "Tom has 5 pens and buys 7 more. How many has he now?"
+python src/infer.py --run outputs/demo --prompt "Mia has 6 boxes with 7 pens in each. How many?"
 python src/infer.py --run outputs/demo --prompts examples/sample_prompts.jsonl --output answers.jsonl
 python src/infer.py --model outputs/demo/merged --prompt "..." --system ""
 """

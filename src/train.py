@@ -21,6 +21,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.runs import Run
 
 console = command.console()
+QUESTION = "Mia has 6 boxes with 7 pens in each and gives 12 to Tom. How many pens are left?"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,10 +175,11 @@ def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> N
         revision = config.model.revision if base == config.model.name else None
         merge(adapter, run.merged, base, revision=revision, overwrite=True)
     except UserError as error:
-        console.print(
-            f"Not merged: {error}\nThe adapter is whole. Try again with: python src/merge.py --run {run.folder}"
-        )
+        once_more = f"{command.python()} src/merge.py --run {run.folder}"
+        console.print(f"Not merged: {error}\nThe adapter is whole. Try again with: {once_more}", markup=False)
         return
+    if policy_holds_the_gpu():
+        return  # the policy and its vLLM engine are still in there; a second model would not fit beside them
     with command.library_output_in(run.log):
         engine = load_engine(str(run.merged), None, None)
         answer = engine.generate([problem.messages], Sampling(config.grpo["max_completion_length"]))[0][0].text
@@ -185,7 +187,14 @@ def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> N
     console.print(Panel(said, title="The merged model answers", title_align="left"), markup=False)
 
 
+def policy_holds_the_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def where_and_next(run: Run) -> str:
+    python = command.python()
     return (
         f"adapter        {run.chosen_adapter()}\n"
         f"merged model   {run.merged}\n"
@@ -193,14 +202,14 @@ def where_and_next(run: Run) -> str:
         f"every answer   {run.completions}\n"
         f"curves         {run.curves}\n\n"
         f"Try next:\n"
-        f"  python src/infer.py --run {run.folder} --prompt 'Tom has 5 pens and buys 7 more. How many has he now?'\n"
-        f"  python src/eval.py --config {run.config_file} --run {run.folder} --split test\n"
-        f"  python src/train.py --config configs/grpo.yaml --dry-run"
+        f"  {python} src/infer.py --run {run.folder} --prompt '{QUESTION}'\n"
+        f"  {python} src/eval.py --config {run.config_file} --run {run.folder} --split test --samples 4\n"
+        f"  {python} src/train.py --config configs/grpo.yaml --dry-run"
     )
 
 
 def again(run: Run) -> str:
-    return f"python src/train.py --config {run.config_file} --resume"
+    return f"{command.python()} src/train.py --config {run.config_file} --resume"
 
 
 def cannot_run(missing: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -111,6 +112,19 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def python() -> str:
+    """How the user starts the Python that runs this: `python` where that is the one on the path."""
+    found = shutil.which("python")
+    if (
+        found
+        and Path(found).resolve() == Path(sys.executable).resolve()
+        and Path(found).parent == Path(sys.executable).parent
+    ):
+        return "python"
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def say_choices(console: Console, choices: Mapping[str, str]) -> None:

@@ -142,12 +142,13 @@ def dataset_of(problems: Sequence[Problem]) -> Dataset:
 
 
 def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path | None) -> tuple[float, bool]:
-    """GRPO itself: (seconds of training, validation left out; whether all steps were done).
+    """GRPO itself: (seconds of training, validation left out, earlier sessions included; whether all steps were done).
 
     An interrupt or an error leaves what there is: the caller saves the adapter; checkpoints are on disk.
     """
     if checkpoint is not None:
         runs.forget_after(run, int(checkpoint.name.rpartition("-")[2]))
+    earlier = sum(row["step_time"] for row in runs.read_jsonl(run.metrics)) * trainer.args.logging_steps
     start = time.perf_counter()
     try:
         with watch.stop.listening():
@@ -156,7 +157,7 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path
         watch.stop.asked = True
     finally:
         watch.bar.bar.stop()
-    return time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked
+    return earlier + time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked
 
 
 class Recorder:
