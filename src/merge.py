@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     before_the_work(job, args)
     if job.method == "lora":
         return publish(job, job.adapter, args, again)
-    if job.repo and job.output.exists() and not args.overwrite:
+    if (job.repo or job.method == "gguf") and job.output.exists() and not args.overwrite:
         console.print(f"{job.output} is there already and is taken as it is (--overwrite merges anew).")
     else:
         merge_with_bar(job, args.dtype, args.overwrite)

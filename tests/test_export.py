@@ -492,6 +492,17 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("merged*"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="is full; nothing was left behind"),
+        streaming.whole_folder(tmp_path / "merged", 1, overwrite=False) as draft,
+    ):
+        (draft / "model.safetensors").write_bytes(b"half")
+        Path("/dev/full").write_bytes(b"the other half")
+    assert not list(tmp_path.glob("merged*"))
+
+
 KILLED = """
 import os, shutil, sys, time
 from pathlib import Path
