@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template, render
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Sampling
@@ -84,15 +85,19 @@ class TransformersEngine:
 
 def load_engine(model_name: str, adapter: Path | None, template: str | None, **options: Any) -> TransformersEngine:
     """A model (folder or Hub name) with an optional adapter, without unsloth. options: revision, trust_remote_code,
-    batch_size. float32 on a CPU, bfloat16 or float16 on a GPU."""
+    batch_size. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError where there is no such model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
     dtype = torch.float32
     if torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust)
+    except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{model_name}: no model there, neither as a folder nor on the Hub ({said})") from error
     if adapter is not None:
         from peft import PeftModel
 
