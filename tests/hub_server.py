@@ -134,7 +134,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.chunks() if "chunked" in self.headers.get("Transfer-Encoding", "") else self.rfile.read(length)
         self.server.requests.append((method, path, len(body)))
         if fault and fault.what != "lost":
-            self.reply(int(fault.what), {"error": f"the test says {fault.what}"}, fault.headers)
+            said = f"the test says {fault.what} to {self.headers.get('Authorization')}"  # servers may be that careless
+            self.reply(int(fault.what), {"error": said}, fault.headers)
             return
         if not path.startswith("/lfs/") and self.headers.get("Authorization") != f"Bearer {self.server.token}":
             self.reply(401, {"error": "Invalid username or password."})

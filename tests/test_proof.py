@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from llm_grpo import runs
-from llm_grpo.config import Config, ThresholdsSection
+from llm_grpo.config import Config, ThresholdsSection, load_config
+from llm_grpo.errors import UserError
 from llm_grpo.export import gaps, merge
 from llm_grpo.export.gaps import Answered
 from llm_grpo.export.proof import judge, judged, prove, read_proof
@@ -129,6 +130,14 @@ def test_judge(change: dict, paired: dict, same_prompts: bool, said: str | None,
     proof = {"merged": GOOD | change, "accuracy": {"paired": paired}, "same_prompts": same_prompts}
     failures = judge(proof, ThresholdsSection())
     assert len(failures) == (said is not None) and (said is None or re.search(said, failures[0])), failures
+
+
+def test_thresholds_are_a_section_of_the_config() -> None:
+    with pytest.raises(UserError, match=r"merge.thresholds.klx: unknown key. Did you mean 'kl'"):
+        load_config("configs/demo.yaml", ["merge.thresholds.klx=1"], environment={})
+    with pytest.raises(UserError, match="merge.thresholds.p_value: 2.0 given"):
+        load_config("configs/demo.yaml", ["merge.thresholds.p_value=2.0"], environment={})
+    assert load_config("configs/demo.yaml", ["merge.thresholds.kl=1"], environment={}).merge.thresholds.kl == 1
 
 
 # --- real merges -----------------------------------------------------------------------------------------------

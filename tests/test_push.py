@@ -225,6 +225,8 @@ RIGHTS = [
     ({}, {}, None, "a token that may write, a repository that is not there"),
     ({"repo": "team/repo"}, {}, None, "in an organisation"),
     ({"token": ""}, {}, "set HF_TOKEN", "no token"),
+    ({"token": "hf_two words"}, {}, "holds spaces", "no token looks like that"),
+    ({"token": "hf_\x01\u00e9"}, {}, "holds spaces or signs", "nor like that"),
     ({"token": "hf_other"}, {}, "401", "a token the Hub does not know"),
     ({}, role("read"), "'mine' of user. may only read", "a token to read with"),
     (

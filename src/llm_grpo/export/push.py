@@ -78,6 +78,8 @@ def _token() -> str:
             f"--push needs a token with the right to write: set {TOKEN_VARIABLE} in the environment or in .env "
             f"({TOKEN_PAGE})."
         )
+    if not re.fullmatch("[!-~]+", token):  # an error of the HTTP library would show it
+        raise UserError(f"{TOKEN_VARIABLE} holds spaces or signs that no token has. Copy it anew from {TOKEN_PAGE}.")
     return token
 
 
