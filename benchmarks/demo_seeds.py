@@ -52,7 +52,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as outputs:
         runs = [run(seed, Path(outputs)) for seed in args.seeds]
     now = datetime.now(timezone.utc)
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
+    machine = {"cpus": os.cpu_count(), "platform": f"{platform.system()} {platform.machine()}"}
     result = {
         "what": "configs/demo.yaml, one run per seed",
         "date": now.isoformat(timespec="seconds"),

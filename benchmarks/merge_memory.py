@@ -164,7 +164,7 @@ def main() -> int:
         "command": f"python benchmarks/merge_memory.py --size {args.size} --rounds {args.rounds}",
         "date": now.isoformat(timespec="seconds"),
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "load_at_the_end": os.getloadavg()[0],
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "unsloth", "unsloth_zoo")},

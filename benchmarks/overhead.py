@@ -122,7 +122,7 @@ def main() -> int:
     result = {
         "what": "seconds per training step of configs/demo.yaml, ours against benchmarks/bare_grpo.py",
         "date": now.isoformat(timespec="seconds"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "steps": args.steps,
         "median_ratio": statistics.median(ratios),

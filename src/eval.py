@@ -23,9 +23,13 @@ console = command.console()
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     if args.compare:
+        if args.run or args.model or args.adapter or args.completions or args.overrides:
+            raise UserError("--compare takes two files and nothing else.")
         return show_comparison(*args.compare)
-    if args.output and Path(args.output).exists():
-        raise UserError(f"--output: {args.output} exists already; remove it or choose another name.")
+    if args.completions and (args.samples > 1 or args.run or args.model or args.adapter):
+        raise UserError("--completions scores what stands in the file: no --samples, no model.")
+    if args.output:
+        command.check_output(Path(args.output))
     config = config_for(args)
     report = score_file(args, config) if args.completions else score_model(args, config)
     from llm_grpo.runs import write_json
@@ -65,7 +69,7 @@ def config_for(args: argparse.Namespace) -> Config:
         raise UserError(f"--limit ({args.limit}) and --samples ({args.samples}) must be at least 1.")
     if args.config:
         return load_config(args.config, args.overrides)
-    config = config_of(args)
+    config = config_of(args, args.overrides)
     if config is None:
         raise UserError("Which task? Give --config YAML (or --run outputs/NAME, whose config is used).")
     return config
@@ -94,7 +98,7 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Completions made elsewhere, matched to the split by id; every problem has to have one. Raises UserError."""
+    """Completions made elsewhere, matched by id; a problem without one counts as wrong. Raises UserError."""
     from llm_grpo.evaluation import report_on, score
     from llm_grpo.problems import build_rewards
     from llm_grpo.records import Completion, Problem
@@ -108,15 +112,12 @@ def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise UserError(
             f"{args.completions}: {len(unknown)} ids are not in the {args.split} split, the first is '{unknown[0]}'."
         )
-    answered = [example for example in examples if example.id in texts]
-    problems = [Problem(example, example.prompt) for example in answered]
-    completions = [Completion(texts[example.id], tokens=0) for example in answered]
+    problems = [Problem(example, example.prompt) for example in examples]
+    completions = [Completion(texts.get(example.id, ""), tokens=0) for example in examples]
     report = report_on(score(task, problems, completions, rewards), rewards)
-    return {
-        "what": f"{args.completions} ({len(examples) - len(answered)} problems without a completion)",
-        "split": args.split,
-        **report,
-    }
+    missing = len(examples) - len(texts)
+    what = f"{args.completions}{f' ({missing} problems without a completion count as wrong)' if missing else ''}"
+    return {"what": what, "split": args.split, **report, "mean_tokens": None, "truncated_share": None}
 
 
 def read_completions(path: Path) -> dict[str, str]:
@@ -124,7 +125,7 @@ def read_completions(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"--completions: there is no file {path}.")
     texts: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -156,8 +157,8 @@ def show_comparison(first: str, second: str) -> int:
 def read_report(path: str) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-        report["items"], report["strict_accuracy_ci95"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        report["strict_accuracy_ci95"], [(i["id"], i["answer"], i["strict"], i["lenient"]) for i in report["items"]]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not an evaluation written by src/eval.py or src/train.py.") from None
     return report
 

@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     prompts = read_prompts(args)
     sampling = Sampling(args.max_tokens, args.temperature, args.top_p, args.n, args.seed)
-    if args.output and Path(args.output).exists():
-        raise UserError(f"--output: {args.output} exists already; remove it or choose another name.")
+    if args.output:
+        command.check_output(Path(args.output))
     config = config_of(args)
     system = args.system if args.system is not None or config is None else system_prompt(config)
     with command.library_output_in(Path(args.log)):
@@ -75,7 +75,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if not path.is_file():
         raise UserError(f"--prompts: there is no file {path}.")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             prompts.append(_prompt(line, f"{path}:{number}"))
     if not prompts:

@@ -76,6 +76,10 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         return cannot_run(missing)
     task.load("train")  # a fault in the data is told before anything slow starts
     run = runs.create(config, overwrite=overwrite, resume=resume)
+    if resume and run.summary.is_file() and runs.last_step(run) >= config.grpo["max_steps"] > 0:
+        raise UserError(
+            f"--resume: {run.folder} is finished ({runs.last_step(run)} steps). Raise grpo.max_steps to go on."
+        )
     choices = logging_choice(config, run.folder)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
@@ -86,7 +90,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
         policy = load_policy(config)
     choices |= policy.choices
-    runs.write_json(run.environment, runs.environment(choices, hardware()))
+    runs.write_environment(run, choices, hardware())
     command.say_choices(console, choices)
 
     limits = {"train": None, "validation": config.evaluation.validation_limit, "test": config.evaluation.limit}
@@ -95,24 +99,28 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     evaluate = evaluator(config, task, policy.engine, rewards)
     if not (resume and run.before.is_file()):
         runs.write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))
+    runs.forget_replaced(run)
 
     watched = watch(
         config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_adapter(policy, folder)
     )
     with command.library_output_in(run.log):
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
-    if changed := changed_in_silence(config, trainer.args):
-        command.say_choices(console, changed)
-        runs.write_json(run.environment, runs.environment(choices | changed, hardware()))
+    command.say_choices(console, changed_in_silence(config, trainer.args))
     try:
         seconds, finished = optimise(trainer, watched, run, run.last_checkpoint() if resume else None)
     finally:  # whatever happened: what was learned, and its picture
         save_adapter(policy, run.adapter)
         draw(run)
+        console.print(f"What was learned is in {run.adapter}.", highlight=False)
     if not finished:
-        console.print(f"Stopped. A usable adapter is in {run.adapter}. Go on with:\n  {again(run)}", highlight=False)
+        console.print(f"Stopped. {again(run)}", highlight=False, markup=False)
         return 130
-    conclude(config, policy, data["test"].problems, run, evaluate, seconds)
+    try:
+        conclude(config, policy, data["test"].problems, run, evaluate, seconds)
+    except KeyboardInterrupt:
+        console.print(f"Training is done, its evaluation is not. {again(run)}", highlight=False, markup=False)
+        return 130
     return 0
 
 
@@ -209,7 +217,11 @@ def where_and_next(run: Run) -> str:
 
 
 def again(run: Run) -> str:
-    return f"{command.python()} src/train.py --config {run.config_file} --resume"
+    """The command that goes on; without a checkpoint there is nothing to go on from."""
+    command_line = f"{command.python()} src/train.py --config {run.config_file}"
+    if run.last_checkpoint() is None:
+        return f"There is no checkpoint yet (grpo.save_steps); begin again with:\n  {command_line} --overwrite"
+    return f"Go on with:\n  {command_line} --resume"
 
 
 def cannot_run(missing: list[str]) -> int:

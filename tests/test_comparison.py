@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llm_grpo.comparison import compare, majority_is_right, mcnemar_p, pass_at_k, wilson_interval
+from llm_grpo.comparison import bootstrap_interval, compare, majority_is_right, mcnemar_p, pass_at_k, wilson_interval
 from llm_grpo.errors import UserError
 
 
@@ -49,10 +49,17 @@ def test_pass_at_k_by_counting() -> None:
         (["4", "5"], [True, False], 0.5, "a tie counts by half"),
         ([None, None, "4"], [False, False, True], 1.0, "no answer has no vote"),
         ([None, None], [False, False], 0.0, "nobody votes"),
+        (["1,234", "1234", "1234.0", "7", "7"], [True] * 3 + [False] * 2, 1.0, "answers of one value are one answer"),
     ],
 )
 def test_majority(answers, right, value, why) -> None:
     assert majority_is_right(answers, right) == value
+
+
+def test_bootstrap_of_a_share_is_near_its_standard_error() -> None:
+    low, high = bootstrap_interval([1.0] * 50 + [0.0] * 50)
+    assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
+    assert bootstrap_interval([0.5] * 9) == (0.5, 0.5)
 
 
 def report(rows: list[tuple[bool, bool]], answer: str = "1") -> dict:

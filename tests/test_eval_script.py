@@ -42,6 +42,11 @@ def test_a_run_is_evaluated_and_nothing_is_overwritten(demo_run) -> None:
         assert "avg@2" in done.stdout and "strict accuracy" in done.stdout
 
 
+def test_overrides_count_with_a_run_too(demo_run) -> None:
+    done = run_script("src/eval.py", "--run", demo_run[0], "task.nonsense=3")
+    assert done.returncode == 2 and "task.nonsense: unknown key" in done.stderr
+
+
 def test_the_reward_columns_and_answers_are_those_of_training(demo_run) -> None:
     """The evaluation after training is repeated by eval.py to the letter."""
     run, _ = demo_run
@@ -112,6 +117,9 @@ ARGUMENTS = [
     (["--config", "configs/demo.yaml", "--adapter", "examples"], "holds no adapter"),
     (["--config", "configs/demo.yaml", "--run", "a", "--model", "b"], "not allowed with"),
     (["--compare", "README.md", "README.md"], "not an evaluation"),
+    (["--compare", "a.json", "b.json", "--run", "outputs/x"], "--compare takes two files"),
+    (["--config", "configs/demo.yaml", "--completions", "c.jsonl", "--samples", "2"], "no --samples"),
+    (["--config", "configs/demo.yaml", "--output", "/proc/x/y.json"], "cannot be written"),
     (["--config", "configs/demo.yaml", "--completions", "nowhere.jsonl"], "there is no file"),
     (["--config", "configs/demo.yaml", "--model", "./nowhere"], "nowhere"),
 ]

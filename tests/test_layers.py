@@ -83,15 +83,19 @@ def test_the_lower_layers_are_light(name: str) -> None:
     assert loaded_after(f"import llm_grpo.{name}") == []
 
 
-@pytest.mark.parametrize("script", sorted(p.stem for p in (ROOT / "src").glob("*.py")))
-def test_help_and_a_wrong_key_load_nothing_heavy(script: str) -> None:
-    for words in (["--help"], ["--config", "../configs/demo.yaml", "grpo.lerning_rate=1"]):
-        code = (
-            f"import runpy, sys; sys.argv = {[script + '.py', *words]!r}\n"
-            f"try: runpy.run_path({script + '.py'!r}, run_name='__main__')\n"
-            "except SystemExit: pass\nprint()"
-        )
-        assert loaded_after(code) == []
+WRONG_KEY = ["--config", "../configs/demo.yaml", "grpo.lerning_rate=1"]
+COLD = [[f"{p.name}", "--help"] for p in sorted((ROOT / "src").glob("*.py"))]
+COLD += [["train.py", *WRONG_KEY], ["eval.py", *WRONG_KEY], ["reward_funcs.py", "attack", *WRONG_KEY]]
+
+
+@pytest.mark.parametrize("words", COLD, ids=" ".join)
+def test_help_and_a_wrong_key_load_nothing_heavy(words: list[str]) -> None:
+    code = (
+        f"import runpy, sys; sys.argv = {words!r}\n"
+        f"try: runpy.run_path({words[0]!r}, run_name='__main__')\n"
+        f"except SystemExit as end: assert end.code == {0 if '--help' in words else 2}, end.code\nprint()"
+    )
+    assert loaded_after(code) == []
 
 
 def test_no_file_without_a_noun() -> None:

@@ -35,8 +35,8 @@ def test_what_does_not_fit_is_named_and_left_out(tokenizer) -> None:
     part = prepared(tokenizer, "test", f"model.max_seq_length={window + 56}", "grpo.max_completion_length=56")
     assert len(part.problems) == sum(length <= window for length in lengths)
     assert len(part.problems) + len(part.too_long) == 30 and all(tokens > window for _, tokens in part.too_long)
-    with pytest.raises(UserError, match="leaves no room"):
-        prepared(tokenizer, "test", "model.max_seq_length=56", "grpo.max_completion_length=56")
+    with pytest.raises(UserError, match="None of the 30 prompts fits"):
+        prepared(tokenizer, "test", "model.max_seq_length=60", "grpo.max_completion_length=56")
 
 
 def test_worked_examples_come_from_train_and_are_not_trained_on(tokenizer) -> None:

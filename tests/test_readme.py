@@ -27,7 +27,9 @@ def test_the_readme_has_its_commands_and_the_makefile_its_targets() -> None:
     assert COMMANDS[:2] == ["make demo", "make test"]
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {command.split()[1] for command in COMMANDS if command.startswith("make")} <= targets
-    known = [command for command in COMMANDS if command.startswith(("make ", "pip install ", "python src/", "source .venv"))]
+    known = [
+        command for command in COMMANDS if command.startswith(("make ", "pip install ", "python src/", "source .venv"))
+    ]
     assert known == COMMANDS, "a command of a kind this test does not try"
 
 

@@ -99,7 +99,7 @@ WRONG_NAMES = [
         "unknown argument 'publishd'. Did you mean 'published'",
         "an argument",
     ),
-    ("xmlcount_reward_func", {"published": "false"}, "published is 'false'; it must be a bool", "a true string"),
+    ("xmlcount_reward_func", {"published": "false"}, "published: 'false' given, it takes bool", "a true string"),
     ("xmlcount_reward_func", {"dotall": False}, "unknown argument 'dotall'", "another function's argument"),
     ("soft_format_reward_func", {"dotall": False}, "set published: true", "only the published one has a pattern"),
     ("correctness_reward_func", {"answer_format": "xlm"}, "Did you mean 'xml'", "a value"),

@@ -24,16 +24,58 @@ def test_a_new_run_writes_its_effective_config(config) -> None:
     assert "run.name: command line" in run.config_file.read_text()
 
 
+def learned(run: runs.Run, step: int = 2) -> None:
+    (run.checkpoints / f"checkpoint-{step}").mkdir()
+    (run.checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+
+
 def test_a_second_run_of_the_name_is_refused_and_nothing_is_lost(config) -> None:
     run = runs.create(config)
     run.summary.write_text("precious")
-    with pytest.raises(UserError, match="--resume.*run.name=NAME.*--overwrite"):
+    with pytest.raises(UserError, match="Choose another name.*--overwrite"):
         runs.create(config)
     with pytest.raises(UserError, match="no checkpoint"):
         runs.create(config, resume=True)
+    learned(run)
+    with pytest.raises(UserError, match="--resume.*run.name=NAME.*--overwrite"):
+        runs.create(config)
+    with pytest.raises(UserError, match="Give one of them"):
+        runs.create(config, resume=True, overwrite=True)
     assert run.summary.read_text() == "precious"
     runs.create(config, overwrite=True)
     assert not run.summary.exists()
+    assert (run.replaced / "summary.json").read_text() == "precious", "kept until the new run is under way"
+    runs.forget_replaced(run)
+    assert not run.replaced.exists()
+
+
+def test_a_run_that_learned_nothing_is_begun_again(config) -> None:
+    run = runs.create(config)
+    run.before.write_text("{}")
+    assert not runs.create(config).before.exists()
+
+
+def test_a_resume_keeps_what_has_to_stay_comparable_and_records_the_rest(config) -> None:
+    run = runs.create(config)
+    learned(run)
+
+    def again(*overrides: str):
+        return load_config(run.config_file, overrides, environment={})
+
+    for override in ("evaluation.limit=6", "lora.r=8", "run.seed=5", "rewards.0.weight=3.0", "model.name=a/b"):
+        with pytest.raises(UserError, match=override.split("=")[0]):
+            runs.create(again(override), resume=True)
+    runs.create(again("grpo.max_steps=9"), resume=True)
+    assert run.config().grpo["max_steps"] == 9
+
+
+def test_the_environments_of_earlier_sessions_are_kept(config) -> None:
+    run = runs.create(config)
+    for number in range(3):
+        runs.write_environment(run, {"session": str(number)}, {})
+    facts = json.loads(run.environment.read_text())
+    assert facts["choices"]["session"] == "2"
+    assert [earlier["choices"]["session"] for earlier in facts["earlier_sessions"]] == ["0", "1"]
 
 
 def test_overwrite_spares_what_is_not_a_run(config, tmp_path: Path) -> None:
@@ -65,11 +107,26 @@ def test_a_resume_forgets_the_steps_that_are_done_again(config) -> None:
     assert [path.name for path in run.completions.iterdir()] == ["step_000002.jsonl"]
 
 
-def test_a_line_cut_by_a_kill_is_left_out(config) -> None:
+def test_a_line_cut_by_a_kill_is_left_out_and_odd_separators_are_not_ends(config) -> None:
     run = runs.create(config)
-    run.metrics.write_text('{"step": 1}\n{"step": 2, "rew')
-    assert list(runs.read_jsonl(run.metrics)) == [{"step": 1}]
-    assert runs.last_step(run) == 1
+    runs.append_jsonl(run.metrics, [{"step": 1, "text": "a\u2028b\u0085c\x0b"}, {"step": 2}])
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "rew')
+    assert [row["step"] for row in runs.read_jsonl(run.metrics)] == [1, 2]
+    assert runs.last_step(run) == 2
+    run.metrics.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="metrics.jsonl:2"):
+        list(runs.read_jsonl(run.metrics))
+
+
+def test_a_best_adapter_of_steps_that_are_done_again_goes(config) -> None:
+    run = runs.create(config)
+    run.adapter_best.mkdir()
+    (run.adapter_best / "validation.json").write_text('{"step": 5}')
+    runs.forget_after(run, 5)
+    assert run.adapter_best.exists()
+    runs.forget_after(run, 4)
+    assert not run.adapter_best.exists()
 
 
 def test_find_names_the_runs_that_are_there(config, tmp_path: Path) -> None:

@@ -329,12 +329,12 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
 WRONG_ARGUMENTS = [
     ({"colums": {}}, r"unknown argument 'colums'\. Did you mean 'columns'"),
     ({"columns": {"qestion": "q"}}, r"columns: there is no 'qestion'\. Did you mean 'question'"),
-    ({"columns": ["q"]}, "give a mapping"),
+    ({"columns": ["q"]}, "it takes Mapping"),
     ({"answer_format": "xlm"}, r"answer_format: there is no 'xlm'\. Did you mean 'xml'"),
     ({"gold_format": "json"}, r"gold_format: there is no 'json'\. Allowed: hash, plain, xml"),
     ({"test_share": 0.6, "validation_share": 0.5}, "stays below 1"),
     ({"test_share": -0.1}, "numbers from 0"),
-    ({"validation_share": "5%"}, "numbers from 0"),
+    ({"validation_share": "5%"}, "it takes float"),
 ]
 
 

@@ -85,8 +85,18 @@ def test_ctrl_c_leaves_an_adapter_and_resume_goes_on(tmp_path: Path) -> None:
 
     done = run_script("src/train.py", "--config", run / "config.yaml", "--resume", f"grpo.max_steps={stopped + 2}")
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, stopped + 3)), "no step is missing, none stands twice"
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == list(range(1, stopped + 3)), "no step is missing, none stands twice"
+    assert (
+        json.loads((run / "summary.json").read_text())["train_seconds"] > sum(row["step_time"] for row in metrics) * 0.9
+    )
+    finished = (run / "summary.json").read_text()
+    done = run_script("src/train.py", "--config", run / "config.yaml", "--resume")
+    assert done.returncode == 2 and "is finished" in done.stderr and (run / "summary.json").read_text() == finished
+    (run / "summary.json").unlink()  # as if it had been interrupted in its last evaluation
+    done = run_script("src/train.py", "--config", run / "config.yaml", "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == stopped + 2, "no step is trained twice"
     assert json.loads((run / "summary.json").read_text())["steps"] == stopped + 2
 
 
@@ -103,7 +113,8 @@ def test_a_reward_that_fails_costs_nothing_that_was_learned(tmp_path: Path) -> N
     assert done.returncode == 2 and "moody" in done.stderr and "step" in done.stderr, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
-    assert (tmp_path / "demo" / "checkpoints" / "checkpoint-2").is_dir()
+    assert (tmp_path / "demo" / "checkpoints" / "checkpoint-3").is_dir(), "three steps were sound"
+    assert f"What was learned is in {tmp_path / 'demo' / 'adapter'}" in done.stdout and "at step 4" in done.stderr
 
 
 def test_without_a_key_wandb_logs_offline_beside_tensorboard(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -21,14 +22,17 @@ from llm_grpo.problems import Prepared
 
 def run(main: Callable[[], int]) -> None:
     """Exit with main's code: 2 after a user's mistake (one message, no traceback), 130 after Ctrl-C."""
-    load_env_file()
     # OpenMP's threads spin while they wait, which costs far more than it saves where anything else runs: on 2 cores a
     # step of the demo takes 0.9 s spinning and 1.2 s sleeping when idle, but 7 to 40 s and 2 s beside a busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        load_env_file()
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (OSError, UnicodeError, json.JSONDecodeError) as error:  # a file or folder that cannot be read or written
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -112,6 +116,18 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def check_output(path: Path) -> None:
+    """Before the work: the file is not there yet and can be written. Raises UserError."""
+    if path.exists():
+        raise UserError(f"--output: {path} exists already; remove it or choose another name.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written ({error.strerror}).") from None
 
 
 def python() -> str:

@@ -6,11 +6,13 @@ Pure arithmetic on plain numbers: no torch, no scipy.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_grpo.errors import UserError
+from llm_grpo.numerals import parse_number
 
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal
 
@@ -49,14 +51,26 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def majority_is_right(answers: Sequence[str | None], right: Sequence[bool]) -> float:
     """1.0 where the most frequent answer is a right one; ties count by the share of tied answers that are right.
 
-    `None` (nothing could be extracted) does not vote.
+    Answers of one value are one answer (1,234 and 1234.0). `None` (nothing could be extracted) does not vote.
     """
-    votes = Counter(answer for answer in answers if answer is not None)
+    votes = Counter(_ballot(answer) for answer in answers if answer is not None)
     if not votes:
         return 0.0
-    top = [answer for answer, count in votes.items() if count == max(votes.values())]
-    is_right = dict(zip(answers, right, strict=True))
-    return sum(is_right[answer] for answer in top) / len(top)
+    top = [ballot for ballot, count in votes.items() if count == max(votes.values())]
+    is_right = {_ballot(a): r for a, r in zip(answers, right, strict=True) if a is not None}
+    return sum(is_right[ballot] for ballot in top) / len(top)
+
+
+def _ballot(answer: str) -> object:
+    number = parse_number(answer)
+    return " ".join(answer.casefold().split()) if number is None else number
+
+
+def bootstrap_interval(values: Sequence[float], draws: int = 1000) -> tuple[float, float]:
+    """95 % percentile interval of a mean over problems (Efron 1979), always with the same draws."""
+    rng, n = random.Random(0), len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
+    return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

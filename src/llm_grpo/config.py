@@ -154,7 +154,7 @@ class Config(Section):
 
     run: RunSection = RunSection()
     model: ModelSection
-    lora: LoraSection | None = LoraSection()
+    lora: LoraSection = LoraSection()
     task: TaskSection
     prompt: PromptSection = PromptSection()
     rewards: Annotated[list[RewardSpec], Field(min_length=1)]
@@ -209,13 +209,24 @@ def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
     if isinstance(grpo, dict):
         faults += faults_under_grpo(grpo, GRPO_DEFAULTS)
         data = {**data, "grpo": {**GRPO_DEFAULTS, **({"max_steps": -1} if "num_train_epochs" in grpo else {}), **grpo}}
+    if "lora" in data and data["lora"] is None:
+        faults.append("lora: null would train all weights, which is not offered yet. Give a rank: lora: {r: 64}.")
+        data = {**data, "lora": {}}
     try:
         config = Config.model_validate({**data, "origins": origins})
+        faults += _window_faults(config) if not faults else []
     except ValidationError as error:
         faults = [_say(fault) for fault in error.errors()] + faults
     if faults:
         raise UserError(f"{source}: {len(faults)} fault{'s' if len(faults) > 1 else ''}\n  " + "\n  ".join(faults))
     return config
+
+
+def _window_faults(config: Config) -> list[str]:
+    window, completion = config.model.max_seq_length, config.grpo["max_completion_length"]
+    if window > completion:
+        return []
+    return [f"grpo.max_completion_length: {completion} leaves no room for a prompt in model.max_seq_length ({window})."]
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,20 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f" Allowed: {', '.join(names) or 'nothing'}."
 
 
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None), "dict": dict, "list": list,
+          "Mapping": dict}  # fmt: skip
+
+
+def fits(value: Any, annotation: str) -> bool:
+    """True where the value is of the annotated type, or where the annotation is not made of plain types."""
+    names = [part.strip().split("[")[0] for part in annotation.replace("Optional[", "None | ").split("|")]
+    if not all(name in _TYPES for name in names):
+        return True
+    if isinstance(value, bool):
+        return "bool" in names
+    return any(isinstance(value, _TYPES[name]) for name in names)
+
+
 def check_arguments(function: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:
     """Refuse keyword arguments that `function` does not name (or lacks), with the nearest name.
 
@@ -41,6 +55,9 @@ def check_arguments(function: Callable[..., Any], args: Mapping[str, Any], where
     for name in args:
         if name not in allowed:
             raise UserError(f"{where}: unknown argument '{name}'.{did_you_mean(name, allowed)}")
+        annotation = next(p.annotation for p in parameters if p.name == name)
+        if isinstance(annotation, str) and not fits(args[name], annotation):
+            raise UserError(f"{where}.{name}: {args[name]!r} given, it takes {annotation}.")
     missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in args]
     if missing:
         raise UserError(f"{where}: needs {', '.join(missing)}.")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llm_grpo.comparison import majority_is_right, pass_at_k, wilson_interval
+from llm_grpo.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
 from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of
 from llm_grpo.rollouts import Engine, Sampling
 
@@ -107,11 +107,15 @@ def _sampled(
     for kind in ("strict", "lenient"):
         right = [[getattr(j, kind) for j in group] for group in judged]
         votes = [[j.extracted if kind == "lenient" or j.formatted else None for j in group] for group in judged]
-        result[kind] = {
-            "avg_at_k": _mean([sum(r) / len(r) for r in right]),
-            "maj_at_k": _mean([majority_is_right(v, r) for v, r in zip(votes, right, strict=True)]),
-            "pass_at_k": {str(k): _mean([pass_at_k(len(r), sum(r), k) for r in right]) for k in _powers(sampling.n)},
+        columns = {
+            "avg_at_k": [sum(r) / len(r) for r in right],
+            "maj_at_k": [majority_is_right(v, r) for v, r in zip(votes, right, strict=True)],
         }
+        passes = {k: [pass_at_k(len(r), sum(r), k) for r in right] for k in _powers(sampling.n)}
+        result[kind] = {name: _mean(values) for name, values in columns.items()}
+        result[kind] |= {f"{name}_ci95": list(bootstrap_interval(values)) for name, values in columns.items()}
+        result[kind]["pass_at_k"] = {str(k): _mean(values) for k, values in passes.items()}
+        result[kind]["pass_at_k_ci95"] = {str(k): list(bootstrap_interval(values)) for k, values in passes.items()}
     return result
 
 

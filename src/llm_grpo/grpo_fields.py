@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.errors import did_you_mean
+from llm_grpo.errors import did_you_mean, fits
 
 # A fact has one owner: what TRL names as well is set in one place only.
 OWNED_ELSEWHERE = {
@@ -47,7 +47,13 @@ OWNED_ELSEWHERE = {
     "hub_strategy": "merge.push_to",
 }
 _SOURCES = (("transformers", "training_args.py"), ("trl", "trainer/base_config.py"), ("trl", "trainer/grpo_config.py"))
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None), "dict": dict, "list": list}
+# Words that TRL checks only when the first loss is computed, or never (TRL 1.15).
+_CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 
 @functools.cache
@@ -83,19 +89,13 @@ def faults_under_grpo(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
             faults.append(f"grpo.{name}: belongs to {OWNED_ELSEWHERE[name]}.")
         elif fields and name not in fields:
             faults.append(f"grpo.{name}: TRL's GRPOConfig has no such field.{did_you_mean(str(name), fields)}")
-        elif fields and not _fits(value, fields[name]) and not (name == "scale_rewards" and isinstance(value, bool)):
+        elif fields and not fits(value, fields[name]) and not (name == "scale_rewards" and isinstance(value, bool)):
             faults.append(f"grpo.{name}: {value!r} given, TRL takes {fields[name]}.")
+        elif name in _CHOICES and value not in _CHOICES[name]:
+            faults.append(f"grpo.{name}: {value!r} given. Allowed: {', '.join(map(str, _CHOICES[name]))}.")
+    if given.get("max_steps", -1) != -1 and "num_train_epochs" in given:
+        faults.append("grpo.num_train_epochs: max_steps is given too and would win. Set grpo.max_steps=-1 for epochs.")
     return faults or _value_faults({**defaults, **given})
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    """True where the value is of the annotated type, or where the annotation is not made of plain types."""
-    names = [part.strip().split("[")[0] for part in annotation.replace("Optional[", "None | ").split("|")]
-    if not all(name in _TYPES for name in names):
-        return True
-    if isinstance(value, bool):
-        return "bool" in names
-    return any(isinstance(value, _TYPES[name]) for name in names)
 
 
 def _value_faults(values: Mapping[str, Any]) -> list[str]:
@@ -107,6 +107,8 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
         for n in whole
         if (values.get(n) or 1) <= 0 or values.get(n) == 0
     ]
+    if values["max_steps"] == 0 or values["max_steps"] < -1:
+        faults.append(f"grpo.max_steps: {values['max_steps']} given; above 0, or -1 with num_train_epochs.")
     if values["num_generations"] < 2:
         faults.append(
             f"grpo.num_generations: {values['num_generations']} given. GRPO compares answers to one prompt: at least 2."

@@ -95,7 +95,7 @@ def checkpoint_bytes(config: Config) -> int | None:
     A checkpoint holds the float32 adapter and two optimiser moments per value.
     """
     shape = model_shape(config.model.name)
-    if shape is None or config.lora is None:
+    if shape is None:
         return None
     values = lora_parameters(shape, config.lora.r, config.lora.target_modules)
     moments = 2 * BYTES_PER_OPTIMIZER_VALUE.get(str(config.grpo["optim"]), 4)
@@ -133,7 +133,5 @@ def _prompts(count: float) -> str:
 
 
 def _disk(config: Config) -> str:
-    if config.lora is None:
-        return "not known: all weights are trained (lora: null)"
     size = checkpoint_bytes(config)
     return f"at most {size / 1e9:.2f} GB" if size else "not known: the model's config.json is not in a local folder"

@@ -38,6 +38,7 @@ def logging_choice(config: Config, folder: Path) -> dict[str, str]:
     Sets the variables by which W&B and TensorBoard are told to write into the run's folder.
     """
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     if "wandb" not in config.logging.report_to:
         return {}
     os.environ.setdefault("WANDB_DIR", str(folder))

@@ -34,12 +34,9 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     examples = [e for e in loaded.examples if e.id not in {shot["id"] for shot in shots}][:limit]
     conversations = [(e, with_system(e.prompt, system_prompt(config, task), shots)) for e in examples]
     window = config.model.max_seq_length - config.grpo["max_completion_length"]
-    if window < 1:
-        raise UserError(
-            f"grpo.max_completion_length ({config.grpo['max_completion_length']}) leaves no room for a prompt in "
-            f"model.max_seq_length ({config.model.max_seq_length}). Raise the window or shorten the completions."
-        )
     kept, too_long = split_by_length(conversations, tokenizer, window)
+    if not kept:
+        raise UserError(f"The {split} split of task {task.name} is empty; give it some problems (task.args).")
     problems = tuple(Problem(example, tuple(messages)) for example, messages in kept)
     return Prepared(split, problems, loaded.bad_rows, tuple(too_long))
 

@@ -112,7 +112,8 @@ class Task:
 
 # Names TRL gives to every reward function itself; a data column of the same name would collide.
 RESERVED_COLUMNS = frozenset({"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state",
-                              "log_extra", "log_metric", "environments"})  # fmt: skip
+                              "log_extra", "log_metric", "environment", "environments", "image", "images",
+                              "tools"})  # fmt: skip
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config import Config, load_config
+from llm_grpo.config import Config, leaves, load_config
 from llm_grpo.errors import UserError
 from llm_grpo.yaml_text import write_yaml
 
@@ -63,6 +63,15 @@ class Run:
         whole = [p.parent for p in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
         return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
+    @property
+    def replaced(self) -> Path:
+        """Where the run stands aside that this one replaces."""
+        return self.folder.with_name(f".{self.folder.name}.replaced")
+
+    def holds_results(self) -> bool:
+        """Whether anything was learned here: an adapter, a checkpoint, a summary."""
+        return self.summary.exists() or self.last_checkpoint() is not None or any(self.folder.glob("adapter*"))
+
     def chosen_adapter(self) -> Path:
         """The adapter that was evaluated: the best by validation where there is one, else the last."""
         for folder in (self.adapter_best, self.adapter):
@@ -74,30 +83,63 @@ class Run:
 
 
 def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run:
-    """The run folder of a config. An existing run is never touched unless told to. Raises UserError."""
+    """The run folder of a config. What an existing run learned is never touched unless told to. Raises UserError.
+
+    A run that stopped before it learned anything is simply begun again. A replaced run is set aside, and removed by
+    `forget_replaced` when the new one is under way.
+    """
     run = Run(Path(config.run.output_dir) / config.run.name)
-    exists = run.folder.exists() and any(run.folder.iterdir())
-    if resume and run.last_checkpoint() is None:
-        raise UserError(f"--resume: {run.folder} has no checkpoint to go on from. Start it without --resume.")
-    if exists and not resume:
-        if not overwrite:
-            raise UserError(
-                f"{run.folder} holds a run already. Go on with it (--resume), choose another name (run.name=NAME), "
-                f"or replace it (--overwrite)."
-            )
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
+    if resume:
+        _check_resume(run, config)
+    elif run.folder.exists() and any(run.folder.iterdir()):
         if not run.config_file.is_file():
-            raise UserError(
-                f"--overwrite: {run.folder} has no config.yaml, so it is not a run of ours. Remove it yourself."
-            )
-        shutil.rmtree(run.folder)
+            raise UserError(f"{run.folder} has files and no config.yaml: not a run of ours. Change run.name.")
+        if run.holds_results():
+            if not overwrite:
+                way = "Go on with it (--resume), choose" if run.last_checkpoint() else "Choose"
+                raise UserError(
+                    f"{run.folder} holds a run already. {way} another name (run.name=NAME), or --overwrite it."
+                )
+            shutil.rmtree(run.replaced, ignore_errors=True)
+            run.folder.rename(run.replaced)
+        else:
+            shutil.rmtree(run.folder)
     for folder in (run.completions, run.checkpoints, run.before.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        text = write_yaml(
-            config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
-        )
-        write_text(run.config_file, text)
+    text = write_yaml(
+        config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
+    )
+    write_text(run.config_file, text)
     return run
+
+
+def forget_replaced(run: Run) -> None:
+    """The new run is under way: what it replaced can go."""
+    shutil.rmtree(run.replaced, ignore_errors=True)
+
+
+def _check_resume(run: Run, config: Config) -> None:
+    """A resume needs a checkpoint, and what was learned so far has to stay comparable. Raises UserError."""
+    if run.last_checkpoint() is None:
+        raise UserError(f"--resume: {run.folder} has no checkpoint to go on from. Start it without --resume.")
+    fixed = (
+        "model",
+        "lora",
+        "task",
+        "prompt",
+        "rewards",
+        "run.seed",
+        "evaluation.limit",
+        "evaluation.validation_limit",
+    )
+    old, new = (dict(leaves(c.as_dict())) for c in (run.config(), config))
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.startswith(fixed)]
+    if changed:
+        raise UserError(
+            f"--resume: {', '.join(changed)} would change in the middle of a run. Start another one (run.name=NAME)."
+        )
 
 
 def origins(config: Config) -> str:
@@ -135,11 +177,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one of our own files; a last line cut off by a kill is left out."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut a text at U+2028 too
+    for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
+            if line:
+                yield json.loads(line)
         except json.JSONDecodeError:
-            return
+            if number < len(lines):
+                raise UserError(f"{path}:{number}: not JSON, although whole lines follow.") from None
 
 
 def forget_after(run: Run, step: int) -> None:
@@ -148,9 +193,22 @@ def forget_after(run: Run, step: int) -> None:
         if path.is_file():
             kept = [row for row in read_jsonl(path) if row["step"] <= step]
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    best = run.adapter_best / "validation.json"
+    if best.is_file() and json.loads(best.read_text(encoding="utf-8"))["step"] > step:
+        shutil.rmtree(run.adapter_best)
     for path in run.completions.glob("step_*.jsonl"):
         if int(path.stem.rpartition("_")[2]) > step:
             path.unlink()
+
+
+def write_environment(run: Run, choices: Mapping[str, str], hardware: Mapping[str, Any]) -> None:
+    """environment.json of this session; those of the sessions it resumes stay under "earlier_sessions"."""
+    facts = environment(choices, hardware)
+    if run.environment.is_file():
+        before = json.loads(run.environment.read_text(encoding="utf-8"))
+        earlier = before.pop("earlier_sessions", [])
+        facts["earlier_sessions"] = [*earlier, before]
+    write_json(run.environment, facts)
 
 
 def environment(choices: Mapping[str, str], hardware: Mapping[str, Any]) -> dict[str, Any]:

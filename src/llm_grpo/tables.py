@@ -28,16 +28,16 @@ def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
     for label, value in report["rewards"].items():
         table.add_row(label, "-" if value is None else f"{value:.3f}")
     table.add_row("reward, weighted", f"{report['reward']:.3f}")
-    table.add_row("tokens per answer", f"{report['mean_tokens'] or 0:.1f}")
-    table.add_row("truncated", f"{report['truncated_share'] or 0:.1%}")
+    table.add_row("tokens per answer", "-" if report["mean_tokens"] is None else f"{report['mean_tokens']:.1f}")
+    table.add_row("truncated", "-" if report["truncated_share"] is None else f"{report['truncated_share']:.1%}")
     for kind in ("strict", "lenient") if "sampled" in report else ():
-        sampled = report["sampled"]
-        passes = "  ".join(f"pass@{k} {value:.1%}" for k, value in sampled[kind]["pass_at_k"].items())
-        k = sampled["k"]
-        table.add_row(
-            f"{kind}, sampled",
-            f"avg@{k} {sampled[kind]['avg_at_k']:.1%}  maj@{k} {sampled[kind]['maj_at_k']:.1%}  {passes}",
-        )
+        k, values = report["sampled"]["k"], report["sampled"][kind]
+        for name, label in (("avg_at_k", f"avg@{k}"), ("maj_at_k", f"maj@{k}")):
+            low, high = values[f"{name}_ci95"]
+            table.add_row(f"{kind}, {label}", f"{values[name]:6.1%}  [{low:.1%}, {high:.1%}]")
+        for number, value in values["pass_at_k"].items():
+            low, high = values["pass_at_k_ci95"][number]
+            table.add_row(f"{kind}, pass@{number}", f"{value:6.1%}  [{low:.1%}, {high:.1%}]")
     return table
 
 

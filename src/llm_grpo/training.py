@@ -19,6 +19,7 @@ from trl import GRPOConfig, GRPOTrainer  # isort: skip
 
 from llm_grpo import runs
 from llm_grpo.config import Config
+from llm_grpo.errors import UserError
 from llm_grpo.evaluation import item
 from llm_grpo.policy import Policy
 from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task, columns_of
@@ -111,24 +112,27 @@ def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) 
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported()
     device = {"bf16": bf16, "fp16": cuda and not bf16, "use_cpu": not cuda, "dataloader_pin_memory": cuda}
-    return GRPOConfig(
-        **{**device, **config.grpo},
-        output_dir=str(run.checkpoints),
-        run_name=config.run.name,
-        seed=config.run.seed,
-        reward_weights=weights,
-        use_vllm=engine == "unsloth",
-        **({"vllm_mode": "colocate"} if engine == "unsloth" else {}),
-        report_to=config.logging.report_to or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+    try:
+        return GRPOConfig(
+            **{**device, **config.grpo},
+            output_dir=str(run.checkpoints),
+            run_name=config.run.name,
+            seed=config.run.seed,
+            reward_weights=weights,
+            use_vllm=engine == "unsloth",
+            **({"vllm_mode": "colocate"} if engine == "unsloth" else {}),
+            report_to=config.logging.report_to or "none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+    except ValueError as error:
+        raise UserError(f"grpo: TRL refuses these values: {error}") from None
 
 
 def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:
     """What Unsloth or transformers made of a value under `grpo:` without a word, to be said and kept with the run."""
     held = {f"grpo.{name}": (value, getattr(arguments, name, None)) for name, value in config.grpo.items()}
-    changed = {name: pair for name, pair in held.items() if pair[0] != pair[1] and not isinstance(pair[0], bool)}
+    changed = {name: pair for name, pair in held.items() if pair[0] != pair[1] and name != "grpo.scale_rewards"}
     return {
         name: f"{wanted} was asked for, the trainer holds {getattr(now, 'value', now)}"
         for name, (wanted, now) in changed.items()
@@ -138,6 +142,9 @@ def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:
 def dataset_of(problems: Sequence[Problem]) -> Dataset:
     """One row per problem: `prompt` as messages, `answer`, `id` and the columns of `meta`."""
     columns = columns_of([problem.example for problem in problems])
+    for name, values in columns.items():
+        if len({type(value) for value in values if value is not None}) > 1:  # Arrow takes one type a column
+            columns[name] = [None if value is None else str(value) for value in values]
     return Dataset.from_dict({"prompt": [list(problem.messages) for problem in problems], **columns})
 
 
@@ -151,10 +158,17 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path
     earlier = sum(row["step_time"] for row in runs.read_jsonl(run.metrics)) * trainer.args.logging_steps
     start = time.perf_counter()
     try:
+        if checkpoint is not None and runs.last_step(run) >= trainer.args.max_steps > 0:
+            trainer._load_from_checkpoint(str(checkpoint))  # only what follows the training is left to do
+            return earlier, True
         with watch.stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         watch.stop.asked = True
+    except UserError:  # a faulty reward: the steps before it were sound
+        if trainer.state.global_step:
+            trainer._save_checkpoint(trainer.model, trial=None)
+        raise
     finally:
         watch.bar.bar.stop()
     return earlier + time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked

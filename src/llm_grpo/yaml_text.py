@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,11 @@ def write_yaml(data: dict[str, Any], comment: str = "") -> str:
 
 def _load(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader)  # noqa: S506 (Loader is a SafeLoader)
+        data = yaml.load(text, Loader)  # noqa: S506 (Loader is a SafeLoader)
+        json.dumps(data, default=str)  # refuses an anchor that holds itself
+        return data
+    except (RecursionError, TypeError, ValueError):
+        raise UserError(f"{where}: not a config (a key that is a list, or an anchor that holds itself).") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""

@@ -76,7 +76,8 @@ def _kind(value: Any) -> str:
 
 
 def _when(step: Callable[[], int] | None, columns: Mapping[str, Any]) -> str:
-    number = step() if step else getattr(columns.get("trainer_state"), "global_step", None)
+    done = getattr(columns.get("trainer_state"), "global_step", None)  # TRL counts the steps that are finished
+    number = step() if step else None if done is None else done + 1
     return "" if number is None else f" at step {number}"
 
 

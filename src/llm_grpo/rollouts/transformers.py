@@ -85,7 +85,7 @@ class TransformersEngine:
 
 def load_engine(model_name: str, adapter: Path | None, template: str | None, **options: Any) -> TransformersEngine:
     """A model (folder or Hub name) with an optional adapter, without unsloth. options: revision, trust_remote_code,
-    batch_size. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError where there is no such model."""
+    batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
@@ -94,7 +94,7 @@ def load_engine(model_name: str, adapter: Path | None, template: str | None, **o
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
-        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust)
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust, **_quantised(options, dtype))
     except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{model_name}: no model there, neither as a folder nor on the Hub ({said})") from error
@@ -103,8 +103,23 @@ def load_engine(model_name: str, adapter: Path | None, template: str | None, **o
 
         model = PeftModel.from_pretrained(model, str(adapter))
     ensure_template(tokenizer, template)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return TransformersEngine(model, tokenizer, options.get("batch_size", 64))
+    if not options.get("load_in_4bit"):
+        model = model.to(_device())
+    return TransformersEngine(model.eval(), tokenizer, options.get("batch_size", 64))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _quantised(options: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What from_pretrained needs for the 4-bit base Unsloth trains on: NF4 with double quantisation, as in QLoRA."""
+    if not options.get("load_in_4bit"):
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": _device()}}
 
 
 def _cuda_devices(model: Any) -> list[int]:
