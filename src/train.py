@@ -112,14 +112,15 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     finally:  # whatever happened: what was learned, and its picture
         save_adapter(policy, run.adapter)
         draw(run)
-        console.print(f"What was learned is in {run.adapter}.", highlight=False)
+        console.print(f"What was learned is in {run.adapter}.", highlight=False, soft_wrap=True)
     if not finished:
-        console.print(f"Stopped. {again(run)}", highlight=False, markup=False)
+        console.print(f"Stopped. {again(run)}", highlight=False, markup=False, soft_wrap=True)
         return 130
     try:
         conclude(config, policy, data["test"].problems, run, evaluate, seconds)
     except KeyboardInterrupt:
-        console.print(f"Training is done, its evaluation is not. {again(run)}", highlight=False, markup=False)
+        said = f"Training is done, its evaluation is not. {again(run)}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
         return 130
     return 0
 
@@ -184,7 +185,9 @@ def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> N
         merge(adapter, run.merged, base, revision=revision, overwrite=True)
     except UserError as error:
         once_more = f"{command.python()} src/merge.py --run {run.folder}"
-        console.print(f"Not merged: {error}\nThe adapter is whole. Try again with: {once_more}", markup=False)
+        console.print(
+            f"Not merged: {error}\nThe adapter is whole. Try again with: {once_more}", markup=False, soft_wrap=True
+        )
         return
     if policy_holds_the_gpu():
         return  # the policy and its vLLM engine are still in there; a second model would not fit beside them
