@@ -109,12 +109,14 @@ def test_a_reward_that_fails_costs_nothing_that_was_learned(tmp_path: Path) -> N
         "    return [float(i) for i, _ in enumerate(completions)] if len(calls) < 4 else ['?'] * len(completions)\n"
     )
     words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL, "evaluation.every_steps=0"]
-    done = run_script("src/train.py", *words, f"rewards=[{{name: '{file}:moody'}}]")
+    done = run_script("src/train.py", *words, "grpo.save_steps=1000", f"rewards=[{{name: '{file}:moody'}}]")
     assert done.returncode == 2 and "moody" in done.stderr and "step" in done.stderr, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
-    assert (tmp_path / "demo" / "checkpoints" / "checkpoint-3").is_dir(), "three steps were sound"
-    assert f"What was learned is in {tmp_path / 'demo' / 'adapter'}" in done.stdout and "at step 4" in done.stderr
+    assert (tmp_path / "demo" / "checkpoints" / "checkpoint-2").is_dir(), (
+        "two steps were sound, the evaluation before them too"
+    )
+    assert f"What was learned is in {tmp_path / 'demo' / 'adapter'}" in done.stdout and "at step 3" in done.stderr
 
 
 def test_without_a_key_wandb_logs_offline_beside_tensorboard(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm_grpo.config import Config
 from llm_grpo.export.gaps import Answered, Reading, free, gaps
+from llm_grpo.rollouts.transformers import load_engine
 
 
 def gap_to_four_bit(
@@ -27,33 +26,16 @@ def gap_to_four_bit(
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         return {"measured": False, "why": "bitsandbytes is not installed on this machine"}
+    source = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
     try:
-        model = _load_four_bit(config, adapter)
+        model = load_engine(config.model.name, adapter, config.prompt.template, load_in_4bit=True, **source).model
+        if not getattr(model, "is_loaded_in_4bit", False):
+            return {"measured": False, "why": "transformers loaded the base in 16-bit on this machine"}
         found = gaps(readings, model, pairs)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return {"measured": False, "why": f"the 4-bit base cannot be run on this machine ({line})"}
     finally:
+        model = None
         free()
     return {"measured": True, **found}
-
-
-def _load_four_bit(config: Config, adapter: Path) -> Any:
-    from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-
-    name, source = config.model.name, {"revision": config.model.revision}
-    source["trust_remote_code"] = config.model.trust_remote_code
-    dtype = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
-    if getattr(AutoConfig.from_pretrained(name, **source), "quantization_config", None) is None:
-        source["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    device = {"": 0 if torch.cuda.is_available() else "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device, **source)
-    if not getattr(model, "is_loaded_in_4bit", False):
-        raise ValueError("it was loaded in 16-bit")
-    return PeftModel.from_pretrained(model, str(adapter)).eval()

@@ -17,7 +17,6 @@ from typing import Any
 
 from llm_grpo.comparison import compare
 from llm_grpo.config import Config, ThresholdsSection
-from llm_grpo.errors import UserError
 from llm_grpo.evaluation import evaluate, without_items
 from llm_grpo.export.four_bit import gap_to_four_bit
 from llm_grpo.export.gaps import Answered, Reading, free, gaps, read
@@ -98,8 +97,6 @@ def _ask_adapter(config: Config, adapter: Path, base: str, limit: int, revision:
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
     engine = load_engine(base, adapter, config.prompt.template, revision=revision, **_options(config))
     problems = prepare(task, "test", config, engine.tokenizer, limit).problems
-    if not problems:
-        raise UserError(f"The task '{task.name}' has no test problems, so nothing can be proved.")
     report = evaluate(engine, task, problems, rewards, _max_tokens(config))
     pairs = _answered(engine, problems, report["items"])
     readings = read(engine.model, pairs)

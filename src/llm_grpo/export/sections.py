@@ -23,7 +23,7 @@ def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: 
     rows += [["reward, weighted sum", *(f"{report['reward']:.3f}" for report in columns)]]
     rows += [["tokens per answer", *(f"{report['mean_tokens'] or 0:.1f}" for report in columns)]]
     for number in ("avg_at_k", "maj_at_k") if all("sampled" in report for report in columns) else ():
-        cells = [f"{report['sampled']['strict'][number]:.1%}" for report in columns]
+        cells = [interval(report["sampled"]["strict"], number) for report in columns]
         rows.append([f"strict, {number.removesuffix('_at_k')}@{after['sampled']['k']} of sampled answers", *cells])
     said = (
         f"## Results\n\n{after['n']} held-out problems of the test split, one greedy answer each, 95 % intervals in "
