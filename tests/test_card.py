@@ -102,6 +102,14 @@ def test_what_was_not_measured_is_not_in_it(run: runs.Run, file: str, text: str,
     assert text not in rest and ModelCard(rest).data.license
 
 
+def test_sampled_answers_where_both_have_them(run: runs.Run) -> None:
+    strict = {"avg_at_k": 0.5, "avg_at_k_ci95": [0.25, 0.75], "maj_at_k": 0.6, "maj_at_k_ci95": [0.3, 0.9]}
+    change(run.after, sampled={"k": 4, "strict": strict})
+    assert "of sampled answers" not in card(subject(run)), "there is nothing to compare with"
+    change(run.before, sampled={"k": 4, "strict": strict | {"avg_at_k": 0.4}})
+    assert "| strict, avg@4 of sampled answers | 40.0% [25.0%, 75.0%] | 50.0% [25.0%, 75.0%] |" in card(subject(run))
+
+
 def test_without_a_run_there_is_little_to_say(run: runs.Run) -> None:
     text = card(subject(run, run=None, merged=None))
     assert headings(text) == ["adapter_best", "Use", "Licence"] and "None" not in text

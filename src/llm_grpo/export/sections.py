@@ -22,7 +22,9 @@ def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: 
     rows = [[NAMES[name], *(interval(report, name) for report in columns)] for name in SHARES]
     rows += [["reward, weighted sum", *(f"{report['reward']:.3f}" for report in columns)]]
     rows += [["tokens per answer", *(f"{report['mean_tokens'] or 0:.1f}" for report in columns)]]
-    for number in ("avg_at_k", "maj_at_k") if all("sampled" in report for report in columns) else ():
+    for number in ("avg_at_k", "maj_at_k"):
+        if any(f"{number}_ci95" not in report.get("sampled", {}).get("strict", {}) for report in columns):
+            continue
         cells = [interval(report["sampled"]["strict"], number) for report in columns]
         rows.append([f"strict, {number.removesuffix('_at_k')}@{after['sampled']['k']} of sampled answers", *cells])
     said = (
