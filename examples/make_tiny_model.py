@@ -252,7 +252,10 @@ def shares_table() -> str:
     return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
 
 
-README = """# tiny_qwen2
+README = """---
+license: mit
+---
+# tiny_qwen2
 
 A Qwen2 of {parameters:,} parameters ({layers} layers, hidden size 128, a vocabulary of {vocabulary}) that solves the
 stories of the task `word_problems`, and nothing else. `make demo` trains it with GRPO, in minutes on two CPU cores.

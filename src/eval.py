@@ -21,7 +21,7 @@ console = command.console()
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
+    args = arguments().parse_intermixed_args(argv)
     if args.compare:
         if args.run or args.model or args.adapter or args.completions or args.overrides:
             raise UserError("--compare takes two files and nothing else.")

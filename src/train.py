@@ -25,7 +25,7 @@ QUESTION = "Mia has 6 boxes with 7 pens in each and gives 12 to Tom. How many pe
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
+    args = arguments().parse_intermixed_args(argv)
     config = load_config(args.config, args.overrides)
     if args.dry_run:
         return dry_run(config)

@@ -175,6 +175,7 @@ WRONG = [
     (["--config", "configs/demo.yaml", "rewards.0.args={publishd: true}"], "Did you mean 'published'?"),
     (["--config", "configs/demo.yaml", "rewards.0.name=nowhere.py:f"], "nowhere.py"),
     (["--config", "configs/demo.yaml", "--dry-run", "grpo"], "section.key=value"),
+    (["grpo.max_steps=3", "--config", "configs/demo.yaml", "grpo.sede=1"], "grpo.sede"),
 ]
 
 

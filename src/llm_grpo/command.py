@@ -115,6 +115,7 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails in the end raises
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its import resets the level that is set above
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
