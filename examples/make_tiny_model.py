@@ -151,7 +151,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, rows: Iterator[list[Piece]], siz
 
 def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     learned = labels[:, 1:] != IGNORED
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    hidden = model.base_model(input_ids=ids).last_hidden_state[:, :-1]
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), labels[:, 1:][learned])
 
 
