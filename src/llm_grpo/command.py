@@ -70,7 +70,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--run", metavar="DIR", help="a run's folder: its base with the adapter that was evaluated")
     which.add_argument("--adapter", metavar="DIR", help="an adapter's folder, on the base it names")
     which.add_argument("--model", metavar="NAME", help="a model's folder or Hub name (base or merged)")
-    parser.add_argument("--engine", default="auto", choices=["auto", "unsloth", "transformers"], help="who generates")
+    parser.add_argument("--engine", default="auto", choices=["auto", "vllm", "transformers"], help="who generates")
 
 
 @contextmanager

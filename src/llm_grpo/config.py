@@ -109,7 +109,7 @@ class RewardSpec(Section):
 
 
 class RolloutsSection(Section):
-    engine: Literal["auto", "unsloth", "transformers"] = "auto"
+    engine: Literal["auto", "unsloth", "vllm", "transformers"] = "auto"
 
 
 class EvaluationSection(Section):

@@ -23,7 +23,6 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.rollouts import Engine, choose_engine
 from llm_grpo.rollouts.transformers import TransformersEngine
-from llm_grpo.rollouts.unsloth import UnslothEngine
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -71,9 +70,21 @@ def load_policy(config: Config) -> Policy:
         "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_reason}",
         "prompt.template": ensure_template(tokenizer, config.prompt.template),
     }
-    if engine == "unsloth":
-        return Policy(model, tokenizer, UnslothEngine(model, tokenizer), choices)
-    return Policy(model, tokenizer, TransformersEngine(model, tokenizer, config.evaluation.batch_size), choices)
+    return Policy(model, tokenizer, _engine(engine, model, tokenizer, config), choices)
+
+
+def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:
+    if name == "transformers":
+        return TransformersEngine(model, tokenizer, config.evaluation.batch_size)
+    if name == "unsloth":
+        from llm_grpo.rollouts.unsloth import UnslothEngine
+
+        return UnslothEngine(model, tokenizer)
+    from llm_grpo.rollouts.vllm import policy_engine
+
+    options = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
+    options |= {"gpu_memory_utilization": config.model.gpu_memory_utilization, "seed": config.run.seed}
+    return policy_engine(model, tokenizer, config.model.name, config.model.max_seq_length, **options)
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:

@@ -102,6 +102,10 @@ def build_trainer(
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    if policy.engine.name == "vllm":
+        from llm_grpo.rollouts.adapter_sync import generate_with_vllm
+
+        generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
     return trainer

