@@ -14,8 +14,10 @@ from llm_grpo.prompts import PLAIN_TEMPLATE, SYSTEM_PROMPTS, ensure_template, re
 from llm_grpo.records import Example, Message
 
 USER: Message = {"role": "user", "content": "What is 2+2?"}
-SHOT = {"question": "What is 1+1?", "answer": "<answer>\n2\n</answer>"}
-SHOT_MESSAGES = [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": SHOT["answer"]}]
+SHOT: list[Message] = [
+    {"role": "user", "content": "What is 1+1?"},
+    {"role": "assistant", "content": "<answer>\n2\n</answer>"},
+]
 OWN_SYSTEM = {"role": "system", "content": "own"}
 SYSTEM = {"role": "system", "content": "S"}
 
@@ -37,10 +39,10 @@ CONVERSATIONS = [
     ("S", [], [USER], [SYSTEM, USER], "system first"),
     ("", [], [USER], [USER], "an empty system prompt is none"),
     (None, [], [USER], [USER], "nor is a missing one"),
-    ("S", [SHOT], [USER], [SYSTEM, *SHOT_MESSAGES, USER], "examples between system and question"),
-    ("", [SHOT, SHOT], [USER], [*SHOT_MESSAGES, *SHOT_MESSAGES, USER], "examples without a system prompt"),
-    ("S", [SHOT], [OWN_SYSTEM, USER], [OWN_SYSTEM, *SHOT_MESSAGES, USER], "the row's own system prompt wins"),
-    ("S", [], [USER, *SHOT_MESSAGES], [SYSTEM, USER, *SHOT_MESSAGES], "a dialogue keeps its order"),
+    ("S", SHOT, [USER], [SYSTEM, *SHOT, USER], "examples between system and question"),
+    ("", SHOT + SHOT, [USER], [*SHOT, *SHOT, USER], "examples without a system prompt"),
+    ("S", SHOT, [OWN_SYSTEM, USER], [OWN_SYSTEM, *SHOT, USER], "the row's own system prompt wins"),
+    ("S", [], [USER, *SHOT], [SYSTEM, USER, *SHOT], "a dialogue keeps its order"),
 ]
 
 
@@ -57,7 +59,7 @@ def test_every_answer_format_has_a_system_prompt() -> None:
 
 def test_plain_template(tokenizer) -> None:
     assert "plain" in ensure_template(tokenizer) and tokenizer.chat_template == PLAIN_TEMPLATE
-    text = render(with_system([USER], "S", [SHOT]), tokenizer)
+    text = render(with_system([USER], "S", SHOT), tokenizer)
     assert text == (
         "<|endoftext|>System:\nS\n\n"
         "User:\nWhat is 1+1?\n\n"
@@ -65,7 +67,7 @@ def test_plain_template(tokenizer) -> None:
         "User:\nWhat is 2+2?\n\n"
         "Assistant:\n"
     )
-    whole = tokenizer.apply_chat_template([USER, SHOT_MESSAGES[1]], tokenize=False)
+    whole = tokenizer.apply_chat_template([USER, SHOT[1]], tokenize=False)
     assert whole.startswith(render([USER], tokenizer)), "a prompt is the beginning of the dialogue that it opens"
 
 

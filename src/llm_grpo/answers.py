@@ -18,6 +18,7 @@ __all__ = [
     "TAGS",
     "extract_hash_answer",
     "extract_xml_answer",
+    "format_of",
     "judge_hash",
     "judge_plain",
     "judge_xml",
@@ -26,6 +27,7 @@ __all__ = [
     "parse_number",
     "same_answer",
     "well_formed",
+    "write_answer",
 ]
 
 _WRAPPED = re.compile(r"^\\(?:boxed|text|textbf|mathrm)\{(.*)\}$", re.DOTALL)
@@ -163,3 +165,17 @@ def _loose(text: str, gold: str) -> str | None:
 
 
 JUDGES: dict[str, Callable[[str, str], Judgement]] = {"xml": judge_xml, "hash": judge_hash, "plain": judge_plain}
+
+
+def format_of(judge: Callable[[str, str], Judgement]) -> str | None:
+    """xml, hash or plain: which of the three formats a task's judge reads; None for a judge of its own."""
+    return next((name for name, known in JUDGES.items() if known is judge), None)
+
+
+def write_answer(answer_format: str, reasoning: str, answer: str) -> str:
+    """The completion that was asked for, as a chat model ends it: without a newline. plain takes no reasoning."""
+    if answer_format == "plain":
+        return answer
+    if answer_format == "hash":
+        return f"{reasoning}\n#### {answer}"
+    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"

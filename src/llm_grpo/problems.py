@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from statistics import median
 from typing import Any
 
+from llm_grpo.answers import format_of, write_answer
 from llm_grpo.config import Config, RewardSpec
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length, with_system
-from llm_grpo.records import BadRow, Example, Problem, Reward, Task
+from llm_grpo.records import BadRow, Example, Message, Problem, Reward, Task
 from llm_grpo.rewards import build_reward
 from llm_grpo.tasks import build_task
 
@@ -27,11 +30,12 @@ class Prepared:
 def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int | None = None) -> Prepared:
     """The first `limit` problems of a split, prompts made, those left out that leave no room for the completion.
 
-    Worked examples (prompt.examples) are the first of the train split and are not trained on. Raises UserError.
+    What is shown as a worked example is in no split. Raises UserError.
     """
     loaded = task.load(split)
-    shots = _shots(task, config.prompt.examples)
-    examples = [e for e in loaded.examples if e.id not in {shot["id"] for shot in shots}][:limit]
+    shown = _shown(task, config.prompt.examples)
+    shots, taken = _as_messages(shown, task), {_words(example) for example in shown}
+    examples = [e for e in loaded.examples if not taken or _words(e) not in taken][:limit]
     conversations = [(e, with_system(e.prompt, system_prompt(config, task), shots)) for e in examples]
     window = config.model.max_seq_length - config.grpo["max_completion_length"]
     kept, too_long = split_by_length(conversations, tokenizer, window)
@@ -48,6 +52,18 @@ def system_prompt(config: Config, task: Task | None = None) -> str:
     return (task or build_task(config.task.name, config.task.args)).system
 
 
+def worked_examples(config: Config, task: Task | None = None) -> tuple[Message, ...]:
+    """The `prompt.examples` solved problems that stand before every question, as messages of user and assistant.
+
+    The same wherever the model is asked (training, evaluation, inference, proof, card): neither a limit nor a window
+    nor the tokenizer has a say in which they are. Raises UserError where the task has none to show.
+    """
+    if not config.prompt.examples:
+        return ()
+    task = task or build_task(config.task.name, config.task.args)
+    return _as_messages(_shown(task, config.prompt.examples), task)
+
+
 def build_rewards(specs: Sequence[RewardSpec]) -> list[Reward]:
     """The rewards of a config; a function that stands twice gets a number, so that logs keep them apart."""
     rewards: list[Reward] = []
@@ -60,18 +76,46 @@ def build_rewards(specs: Sequence[RewardSpec]) -> list[Reward]:
     return rewards
 
 
-def _shots(task: Task, count: int) -> list[dict[str, str]]:
-    """Worked examples from the train split; an example has to bring its solution for that."""
-    shots = []
-    for example in task.load("train").examples[:count] if count else ():
-        if "solution" not in example.meta:
-            raise UserError(
-                f"prompt.examples: task {task.name} has no worked solutions to show; set prompt.examples=0."
-            )
-        shots.append({"id": example.id, "question": example.prompt[-1]["content"], "answer": _worked(example)})
-    return shots
+def _shown(task: Task, count: int) -> list[Example]:
+    """The first of the train split that are no longer than half of it and whose solution its own judge calls right."""
+    examples = task.load("train").examples if count else ()
+    solved = [example for example in examples if _solution(example) or format_of(task.judge) == "plain"]
+    if not count:
+        return []
+    if format_of(task.judge) is None or not solved:
+        why = "its answers have a form of their own" if solved else "its examples have no column 'solution'"
+        raise UserError(f"prompt.examples: task {task.name} has no worked examples to show ({why}). Set it to 0.")
+    usual = median(map(_length, solved))
+    fit = (e for e in solved if _length(e) <= usual and task.judge(_worked(e, task), e.answer).strict)
+    shown = list(islice(fit, count))
+    if len(shown) < count:
+        raise UserError(f"prompt.examples: {count} wanted, the train split of {task.name} has {len(shown)} to show.")
+    return shown
 
 
-def _worked(example: Example) -> str:
-    reasoning = str(example.meta["solution"]).rpartition("####")[0].strip() or str(example.meta["solution"])
-    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{example.answer}\n</answer>"
+def _as_messages(shown: Sequence[Example], task: Task) -> tuple[Message, ...]:
+    """Each example's own messages (but for a system prompt), answered."""
+    messages: list[Message] = []
+    for example in shown:
+        messages += [message for message in example.prompt if message["role"] != "system"]
+        messages.append({"role": "assistant", "content": _worked(example, task)})
+    return tuple(messages)
+
+
+def _worked(example: Example, task: Task) -> str:
+    return write_answer(format_of(task.judge) or "", _solution(example), example.answer)
+
+
+def _solution(example: Example) -> str:
+    """How it is solved, without the line of the answer; empty where the data do not say."""
+    text = str(example.meta.get("solution") or "")
+    return (text.rpartition("####")[0] or text).strip()
+
+
+def _length(example: Example) -> int:
+    return sum(map(len, _words(example))) + len(_solution(example))
+
+
+def _words(example: Example) -> tuple[str, ...]:
+    """What is asked, whatever the case and the blanks: a question that stands twice is one question."""
+    return tuple(" ".join(message["content"].split()).casefold() for message in example.prompt)

@@ -6,7 +6,7 @@ that has none (distilgpt2 and other base models) is given PLAIN_TEMPLATE, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,17 @@ PLAIN_TEMPLATE = (
 TEMPLATES = {"plain": PLAIN_TEMPLATE}
 
 
-def with_system(
-    example_prompt: Iterable[Message], system: str | None, shots: Iterable[Mapping[str, str]] = ()
-) -> list[Message]:
+def with_system(example_prompt: Iterable[Message], system: str | None, shots: Iterable[Message] = ()) -> list[Message]:
     """The whole conversation: the system prompt (none where empty), worked examples, then the example's own messages.
 
-    shots: {"question": ..., "answer": ...} each; the answer is the full text the model should have written.
+    shots: questions and the answers the model should have written, as messages, in turn.
     A system message that the example brings itself (a CSV with instructions, say) is kept and wins over `system`.
     """
     own = list(example_prompt)
     messages = [own.pop(0)] if own and own[0]["role"] == "system" else []
     if not messages and system:
         messages = [{"role": "system", "content": system}]
-    for shot in shots:
-        messages.append({"role": "user", "content": shot["question"]})
-        messages.append({"role": "assistant", "content": shot["answer"]})
-    return messages + own
+    return [*messages, *shots, *own]
 
 
 def ensure_template(tokenizer: Any, template: str | None = None) -> str:

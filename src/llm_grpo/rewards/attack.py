@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llm_grpo.answers import write_answer
 from llm_grpo.records import Reward
 
 RIGHT, WRONG = "42", "17"
@@ -43,12 +44,7 @@ class Verdict:
 
 
 def honest(answer_format: str, answer: str, thought: str = THOUGHT) -> str:
-    """The completion that was asked for, as a chat model ends it: without a newline."""
-    if answer_format == "plain":
-        return answer
-    if answer_format == "hash":
-        return f"{thought}\n#### {answer}"
-    return f"<reasoning>\n{thought}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+    return write_answer(answer_format, thought, answer)
 
 
 def attack_cases(answer_format: str) -> list[Case]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from llm_grpo.tasks.table import last_hash_answer
 DATA_VARIABLE = "LLM_GRPO_DATA"
 HUB_NAME = "openai/gsm8k"
 PUBLISHED_TRAIN_ROWS = 7473
+CALLS = re.compile(r"<<[^<>]*>>")  # `48/2 = <<48/2=24>>24`: for a calculator that nobody has here
 WAY_OUT = f"Set task.args.path to a folder with train.jsonl and test.jsonl, or {DATA_VARIABLE} to what holds gsm8k/."
 
 
@@ -53,7 +55,7 @@ def _example(identity: str, row: dict[str, object]) -> Example:
     answer = (last_hash_answer(solution) or "").replace(",", "").replace("$", "").strip()
     if not answer:
         raise BadRowError("no answer behind '####'")
-    return Example(identity, ({"role": "user", "content": question},), answer, {"solution": solution})
+    return Example(identity, ({"role": "user", "content": question},), answer, {"solution": CALLS.sub("", solution)})
 
 
 def _held_back(examples: tuple[Example, ...], size: int) -> frozenset[str]:

@@ -168,6 +168,8 @@ def _example(default_id: str, row: Mapping[str, Any], layout: Layout) -> Example
         raise BadRowError(f"no {layout.gold_format} answer in '{layout.answer}'")
     identity = text_of(_numbers_as_text(row), layout.id) if layout.id else default_id
     meta = {name: value for name, value in row.items() if name not in (layout.question, layout.answer, layout.id)}
+    if layout.gold_format == "hash":
+        meta.setdefault("solution", row[layout.answer])  # what stands before the mark is how it is solved
     return Example(identity, ({"role": "user", "content": question},), answer, meta)
 
 
