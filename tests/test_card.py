@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from llm_grpo import runs
 from llm_grpo.errors import UserError
 from llm_grpo.export.card import OURS, Subject, card, licence_of, write_card
 from llm_grpo.export.proof import prove
+from llm_grpo.problems import worked_examples
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,18 @@ def test_no_folder_of_this_machine_is_in_it(run: runs.Run, tmp_path: Path) -> No
     text = card(subject(run, base=str(TINY.resolve())))
     assert str(tmp_path) not in text and str(TINY.parent.resolve()) not in text
     assert "`mine.py:reward`" in text and "name: base" in text and "`tiny_qwen2`" in text
+
+
+def test_worked_examples_stand_in_the_code(run: runs.Run) -> None:
+    assert "worked examples" not in card(subject(run))
+    run.config_file.write_text(run.config_file.read_text().replace("examples: 0", "examples: 2"))
+    for method in ("merged_16bit", "gguf"):
+        assert "worked examples stood before the question" in card(subject(run, method=method))
+    shots = worked_examples(run.config())
+    listed = code_blocks(card(subject(run)))[0].partition("messages = ")[2].partition("\n]\n")[0] + "]"
+    told = ast.literal_eval(listed)
+    assert [m["role"] for m in told] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert told[1:-1] == list(shots) and told[-1]["content"] == "QUESTION"
 
 
 def test_names_on_the_hub_become_metadata(run: runs.Run) -> None:

@@ -16,7 +16,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.export import sections
 from llm_grpo.export.proof import read_proof
 from llm_grpo.export.source import shown
-from llm_grpo.problems import system_prompt
+from llm_grpo.problems import system_prompt, worked_examples
 from llm_grpo.runs import Run, last_step, read_jsonl, write_text
 from llm_grpo.tables import NAMES
 
@@ -95,9 +95,8 @@ def card(subject: Subject) -> str:
     name, base = subject.repo or subject.folder.name, shown(subject.base)
     system, max_tokens = (system_prompt(config), config.grpo["max_completion_length"]) if config else ("", 512)
     rank = config.lora.r if config and config.lora else 64
-    parts.append(sections.use(name, subject.method, base, system, max_tokens, rank))
-    if config and config.prompt.examples:
-        parts.append(f"It was trained with {config.prompt.examples} worked examples before each question.")
+    shots = worked_examples(config) if config else ()
+    parts.append(sections.use(name, subject.method, base, system, max_tokens, rank, shots))
     if config:
         parts.append(sections.rewards(config, measured.after if measured else None))
         parts.append(sections.training(_read(subject.run.environment), list(read_jsonl(subject.run.metrics))))

@@ -13,7 +13,14 @@ import yaml
 from llm_grpo.config import Config
 from llm_grpo.evaluation import SHARES
 from llm_grpo.export.source import shown
+from llm_grpo.prompts import with_system
+from llm_grpo.records import Message
 from llm_grpo.tables import NAMES, p_value, share
+
+SHOTS = (
+    "In training, and for every number of this card, worked examples stood before the question (`prompt.examples`). "
+    "These commands do not show them; where they are wanted, give them as the first messages of the dialogue.\n\n"
+)
 
 
 def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: Mapping[str, Any] | None) -> str:
@@ -77,12 +84,16 @@ def _gap_row(label: str, gap: Mapping[str, Any]) -> list[str]:
     return [label, *("-" if n is None else f"{n:.2g}" for n in numbers), f"{gap['token_agreement']:.2%}"]
 
 
-def use(name: str, method: str, base: str, system: str, max_tokens: int, rank: int) -> str:
-    """Code for transformers, vLLM and this project, with the system prompt the model was trained with."""
+def use(
+    name: str, method: str, base: str, system: str, max_tokens: int, rank: int, shots: Sequence[Message] = ()
+) -> str:
+    """Code for transformers, vLLM and this project, with the system prompt and the worked examples of the training."""
     if method == "gguf":
         words = f"-sys {shlex.quote(system)} " if system else ""
-        return f"## Use\n\n{fence(f'llama-cli -hf {name} {words}-p QUESTION', 'bash')}"
-    said = f"    {{'role': 'system', 'content': {system!r}}},\n" if system else ""
+        command = fence(f"llama-cli -hf {name} {words}-p QUESTION", "bash")
+        return f"## Use\n\n{SHOTS if shots else ''}{command}"
+    opening = with_system([], system, shots)
+    said = "".join(f"    {message!r},\n" for message in opening)
     kind = "AutoPeftModelForCausalLM" if method == "lora" else "AutoModelForCausalLM"
     package = f"peft import {kind}\nfrom transformers import" if method == "lora" else f"transformers import {kind},"
     code = (
@@ -94,18 +105,20 @@ def use(name: str, method: str, base: str, system: str, max_tokens: int, rank: i
         f"output = model.generate(**inputs, max_new_tokens={max_tokens}, do_sample=False)\n"
         'print(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
     )
-    words = f"--prompt QUESTION --temperature 0 --system {shlex.quote(system)}"
+    words = f"--prompt QUESTION --temperature 0 --max_tokens {max_tokens} --system {shlex.quote(system)}"
     if method == "lora":
         serve = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules mine={name}"
         ours = f"hf download {name} --local-dir mine\npython src/infer.py --adapter mine {words}"
     else:
         serve, ours = f"vllm serve {name}", f"python src/infer.py --model {name} {words}"
-    return f"## Use\n\n{fence(code, 'python')}\n\nvLLM:\n\n{fence(serve, 'bash')}\n\nllm-grpo:\n\n{fence(ours, 'bash')}"
+    commands = f"vLLM:\n\n{fence(serve, 'bash')}\n\nllm-grpo:\n\n{fence(ours, 'bash')}"
+    return f"## Use\n\n{fence(code, 'python')}\n\n{SHOTS if shots else ''}{commands}"
 
 
 def rewards(config: Config, after: Mapping[str, Any] | None) -> str:
     """Functions, weights and arguments, and what the held-out answers earned after training."""
-    rows = [[f"`{shown(r.name)}`", f"{r.weight:g}", json.dumps(r.args) if r.args else ""] for r in config.rewards]
+    args = [json.dumps(_public(reward.args)) if reward.args else "" for reward in config.rewards]
+    rows = [[f"`{shown(r.name)}`", f"{r.weight:g}", text] for r, text in zip(config.rewards, args, strict=True)]
     said = f"## Rewards\n\n{table(['function', 'weight', 'arguments'], rows)}"
     if after:
         means = [[f"`{name}`", f"{value:.3f}"] for name, value in after["rewards"].items() if value is not None]
