@@ -30,13 +30,16 @@ SMALL = (
 )
 
 
-def run_script(*words: object, timeout_s: float = 540, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    *words: object, timeout_s: float = 540, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python src/NAME.py ...` from the repository's root, output captured."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
         capture_output=True,
         text=True,
+        input=stdin,
         timeout=timeout_s,
         env={**os.environ, **environment},
     )

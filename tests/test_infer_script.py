@@ -55,13 +55,18 @@ def test_a_base_model_answers_too() -> None:
 
 WRONG = [
     (["--prompt", "x"], "Which model?"),
-    (["--model", "m"], "one of the arguments --prompt --prompts is required"),
+    (["--model", "m"], "one of the arguments --prompt --prompts --chat is required"),
     (["--model", "m", "--prompt", " "], "--prompt is empty"),
     (["--model", "m", "--prompts", "nowhere.jsonl"], "there is no file"),
     (["--model", "m", "--prompt", "x", "--temperature", "-1"], "temperature -1.0 at least 0"),
     (["--model", "m", "--prompt", "x", "--n", "2", "--temperature", "0"], "all answers would be the same"),
     (["--run", "outputs", "--prompt", "x"], "no run here"),
-    (["--model", "examples/tiny_qwen2", "--prompt", "x", "--engine", "unsloth"], "needs"),
+    (["--model", "examples/tiny_qwen2", "--prompt", "x", "--engine", "unsloth"], "invalid choice"),
+    (["--model", "m", "--chat", "--n", "2"], "one answer at a time"),
+    (["--model", "m", "--prompt", "x", "--resume"], "--resume goes on with the file that --output names"),
+    (["--model", "m", "--prompt", "x", "--max_tokens", "0"], "give at least 1"),
+    (["--model", "examples/tiny_qwen2", "--prompt", "x " * 400], "over the window of 256"),
+    (["--model", "examples/tiny_qwen2", "--prompt", "x", "--max_tokens", "256"], "lower max_tokens"),
 ]
 
 
@@ -78,3 +83,44 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
     done = run_script("src/infer.py", "--model", TINY, "--prompts", tmp_path / "p.jsonl")
     assert done.returncode == 2 and said in done.stderr
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    how = ["src/infer.py", "--model", TINY, "--temperature", "0", "--max_tokens", "8"]
+    rows = '{"prompt": "2+3?"}\n\n{"prompt": "4+4?"}\n'
+    several = run_script(*how, "--prompts", "-", "--output", tmp_path / "o.jsonl", stdin=rows)
+    assert several.returncode == 0, several.stderr
+    told = [json.loads(line)["prompt"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert told == ["2+3?", "4+4?"]
+    one = run_script(*how, "--prompt", "-", stdin="How many\nare 2+3?")
+    assert one.returncode == 0 and "How many" in one.stdout
+    broken = run_script(*how, "--prompts", "-", stdin="{}\n")
+    assert broken.returncode == 2 and "standard input:1" in broken.stderr
+
+
+def test_a_dialogue_remembers_until_it_is_told_to_forget() -> None:
+    how = ["--model", TINY, "--chat", "--temperature", "0", "--max_tokens", "12"]
+    done = run_script("src/infer.py", *how, stdin="2+3?\n4+4?\n/new\n4+4?\n" + "x " * 300 + "\n2+3?\n")
+    assert done.returncode == 0, done.stderr
+    panels = [panel.split("╰")[0] for panel in done.stdout.split("╭")[1:]]
+    first, second, anew, again = panels
+    assert second != anew, "the second question is asked after the first one"
+    assert "over the window" in done.stdout and "/new" in done.stdout, "too long a line costs no dialogue"
+    assert "2+3?" in again
+
+
+def test_a_broken_run_keeps_what_it_had_and_goes_on(tmp_path: Path) -> None:
+    prompts, output = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    rows = [json.dumps({"prompt": f"{i}+1?"}) + "\n" for i in range(70)]
+    words = ["--model", TINY, "--prompts", prompts, "--output", output, "--max_tokens", "4", "--temperature", "0"]
+    prompts.write_text("".join(rows))
+    assert run_script("src/infer.py", *words).returncode == 0
+    whole = output.read_text()
+    output.write_text(whole[: whole.index("\n", len(whole) // 2) + 30])  # a kill in the middle of a line
+    kept = output.read_text().rpartition("\n")[0]
+    done = run_script("src/infer.py", *words, "--resume")
+    assert done.returncode == 0 and output.read_text() == whole and whole.startswith(kept), done.stderr
+    assert run_script("src/infer.py", *words).returncode == 2, "without --resume nothing is written over"
+    prompts.write_text("".join(reversed(rows)))
+    other = run_script("src/infer.py", *words, "--resume")
+    assert other.returncode == 2 and "o.jsonl:1 answers" in other.stderr and output.read_text() == whole
