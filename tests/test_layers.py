@@ -17,6 +17,7 @@ LAYERS = {
     **dict.fromkeys(["rewards", "tasks", "runs", "plan", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),
     **dict.fromkeys(["evaluation", "training", "export", "watching", "tables", "curves", "preflight", "command"], 3),
+    "drift": 2,
     "verification": 3,
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "unsloth", "vllm", "math_verify", "matplotlib")

@@ -17,12 +17,14 @@ from datasets import Dataset  # isort: skip
 from transformers.trainer_callback import PrinterCallback  # isort: skip
 from trl import GRPOConfig, GRPOTrainer  # isort: skip
 
-from llm_grpo import runs
+from llm_grpo import drift, runs
 from llm_grpo.config import Config
+from llm_grpo.drift import sampled_logprobs
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation import item
 from llm_grpo.policy import Policy
 from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task, columns_of
+from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.runs import Run
 from llm_grpo.watching import Watch
 
@@ -45,8 +47,28 @@ class RecordingTrainer(GRPOTrainer):
         self._metrics["train"][f"seconds/{phase}"].append(time.perf_counter() - start)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed("generation"):
+        with self._timed("generation"), crash_told():
             return super()._generate(*args, **kwargs)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]]]:
+        if self.use_vllm:
+            return super()._generate_single_turn(*args, **kwargs)
+        with sampled_logprobs(self.model, self.temperature) as sampled:
+            completions, _ = super()._generate_single_turn(*args, **kwargs)
+        return completions, sampled.of(completions)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._newest_logps = result[0]
+        return result
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        sampled = inputs.get("sampling_per_token_logps")
+        if sampled is not None and not self.use_vllm:  # with vLLM TRL logs it itself
+            now = inputs.get("old_per_token_logps", self._newest_logps)
+            self._metrics["train"][drift.METRIC].append(drift.gap(now, sampled, inputs["completion_mask"]))
+        return loss
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
         with self._timed("rewards"):

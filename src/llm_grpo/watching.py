@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from llm_grpo import runs
 from llm_grpo.config import Config
+from llm_grpo.drift import METRIC, Drift
 from llm_grpo.runs import Run
 
 
@@ -29,9 +30,10 @@ class Watch:
     bar: ProgressBar
     metrics: MetricsFile
     samples: SampleEvery
+    drift: DriftWarning
 
     def callbacks(self) -> list[TrainerCallback]:
-        return [self.validation, self.stop, self.bar, self.metrics, self.samples]
+        return [self.validation, self.stop, self.bar, self.metrics, self.samples, self.drift]
 
 
 class MetricsFile(TrainerCallback):
@@ -43,6 +45,18 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "reward" in logs:
             runs.append_jsonl(self.run.metrics, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
+
+
+class DriftWarning(TrainerCallback):
+    """Says once, with the likely causes, when engine and trainer disagree on the tokens that were sampled."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.drift = console, Drift()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        said = self.drift(logs[METRIC]) if logs and METRIC in logs else None
+        if said:
+            self.console.print(f"step {state.global_step}: {said}", style="yellow", highlight=False, soft_wrap=True)
 
 
 class ProgressBar(TrainerCallback):
@@ -162,6 +176,7 @@ def watch(
         ProgressBar(console),
         MetricsFile(run),
         SampleEvery(run, config.logging.sample_every, console),
+        DriftWarning(console),
     )
 
 
