@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from llm_grpo.answers import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Reward, RewardFunction
-from llm_grpo.rewards import REWARDS, build_reward
+from llm_grpo.rewards import LEARNED, REWARDS, build_reward
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def list_rewards(args: argparse.Namespace) -> int:
     table = _table("reward", "range", "paid for", "arguments")
-    for name, function in REWARDS.items():
+    for name, function in {**REWARDS, **LEARNED}.items():
         table.add_row(name, *_described(function), ", ".join(_arguments(function)))
     _console().print(table)
     return 0
@@ -94,7 +94,8 @@ def _described(function: RewardFunction) -> tuple[str, str]:
 
 def _arguments(function: RewardFunction) -> list[str]:
     parameters = inspect.signature(function).parameters.values()
-    return [f"{p.name}={p.default}" for p in parameters if p.kind is p.KEYWORD_ONLY]
+    settings = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in settings]
 
 
 def score_rewards(args: argparse.Namespace) -> int:

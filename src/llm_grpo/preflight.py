@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llm_grpo.config import Config
 from llm_grpo.errors import UserError
+from llm_grpo.rewards import LEARNED
 from llm_grpo.rollouts import choose_engine
 
 
@@ -29,7 +30,11 @@ def missing_for_training(config: Config) -> list[str]:
     for name in config.logging.report_to:
         if importlib.util.find_spec(name) is None:
             missing.append(f"logging.report_to names {name}, which is not installed: pip install {name}")
-    return missing or _missing_model(config)  # asking the Hub takes long; not where the run cannot start anyway
+    models = [("model.name", config.model.name, config.model.revision)]
+    learned = [reward.args for reward in config.rewards if reward.name in LEARNED]
+    models += [("the reward model", str(args.get("model")), args.get("revision")) for args in learned]
+    # asking the Hub takes long; not where the run cannot start anyway
+    return missing or [line for model in models for line in _missing_model(*model)]
 
 
 def logging_choice(config: Config, folder: Path) -> dict[str, str]:
@@ -57,18 +62,17 @@ def _netrc() -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
-def _missing_model(config: Config) -> list[str]:
+def _missing_model(what: str, name: str, revision: str | None) -> list[str]:
     """A local folder has to hold a config.json; a Hub name has to be in the cache or reachable."""
-    name = config.model.name
     folder = Path(name)
     if folder.exists():
-        return [] if (folder / "config.json").is_file() else [f"model.name: the folder {name} holds no config.json"]
+        return [] if (folder / "config.json").is_file() else [f"{what}: the folder {name} holds no config.json"]
     if name.count("/") != 1 or name.startswith((".", "/")):
-        return [f"model.name: there is no folder {name}, and it is not a Hub name of the form owner/model"]
+        return [f"{what}: there is no folder {name}, and it is not a Hub name of the form owner/model"]
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(name, "config.json", revision=config.model.revision)
+        hf_hub_download(name, "config.json", revision=revision)
     except (
         OSError,
         ValueError,

@@ -8,7 +8,7 @@ the first line of their docstring says the range and, behind a colon, what is pa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_grpo.errors import UserError, check_arguments, did_you_mean
@@ -17,9 +17,10 @@ from llm_grpo.rewards.correctness import correctness, int_reward
 from llm_grpo.rewards.files import load_function
 from llm_grpo.rewards.format import soft_format, strict_format, xmlcount
 from llm_grpo.rewards.guarding import RewardError, check_scores, guard
+from llm_grpo.rewards.learned import RewardModel
 from llm_grpo.rewards.lifting import bind, lift, text_of
 
-__all__ = ["REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift", "text_of"]
+__all__ = ["LEARNED", "REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift", "text_of"]
 
 REWARDS: dict[str, RewardFunction] = {
     "xmlcount_reward_func": lift(xmlcount, "xmlcount_reward_func"),
@@ -29,20 +30,26 @@ REWARDS: dict[str, RewardFunction] = {
     "correctness_reward_func": lift(correctness, "correctness_reward_func"),
 }
 
+# These need a model: the class takes the arguments, an instance is the function, its first call loads what is large.
+LEARNED: dict[str, Callable[..., RewardFunction]] = {"reward_model": RewardModel}
+
 
 def build_reward(name: str, args: Mapping[str, Any] | None = None) -> RewardFunction:
-    """The reward of that name (REWARDS, or path/to/file.py:function) with its arguments bound and its scores guarded.
+    """The reward of that name (in a table, or path/to/file.py:function), its arguments bound and its scores guarded.
 
     Its `__name__`, by which TRL logs it, is the name in the table or the function's own. Raises UserError.
     """
     args = args or {}
+    if name in LEARNED:
+        check_arguments(LEARNED[name], args, where=f"rewards: {name}")
+        return guard(LEARNED[name](**args), name)
     if name in REWARDS:
         function = REWARDS[name]
     elif ".py" in name:
         function = load_function(name)
     else:
         own = " A function of your own is written path/to/file.py:function."
-        raise UserError(f"rewards: there is no reward '{name}'.{did_you_mean(name, REWARDS)}{own}")
+        raise UserError(f"rewards: there is no reward '{name}'.{did_you_mean(name, [*REWARDS, *LEARNED])}{own}")
     check_arguments(function, args, where=f"rewards: {name}")
     if name in REWARDS:
         _check_values(function, args, name)
