@@ -6,8 +6,9 @@
     python src/merge.py --adapter DIR --base Qwen/Qwen2.5-3B-Instruct --output DIR
 
 Merging needs no GPU and little memory. An adapter that was trained on 4-bit weights is merged into the 16-bit original:
---base, else model.merge_base of the run's config, else model.name. --push needs HF_TOKEN in the environment or in .env;
-it is refused where the merged model is further from the adapter than merge.thresholds allow.
+--base, else model.merge_base of the run's config, else model.name. A run that trained all weights (lora: null) has
+nothing to merge: its model is written in 16 bit, proved and pushed the same way. --push needs HF_TOKEN in the
+environment or in .env; it is refused where the merged model is further from the adapter than merge.thresholds allow.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def resolve(args: argparse.Namespace) -> Job:
     revision = config.model.revision if base == config.model.name else None
     output, method = args.output or run.merged, args.method or config.merge.method
     repo = repository(args.push, config.merge.push_to)
-    return Job(args.adapter or run.chosen_adapter(), base, revision, output, method, repo, run, config)
+    return Job(args.adapter or run.chosen_weights(), base, revision, output, method, repo, run, config)
 
 
 def repository(asked: str | None, of_config: str | None = None) -> str | None:
@@ -117,9 +118,15 @@ def repository(asked: str | None, of_config: str | None = None) -> str | None:
 
 def before_the_work(job: Job, args: argparse.Namespace) -> None:
     """Whatever would make the long work useless. Raises UserError."""
+    from llm_grpo.runs import is_whole_model
+
     if job.method == "lora" and not job.repo:
         raise UserError(
             f"--method lora pushes the adapter as it is; without --push there is nothing to do: {job.adapter}"
+        )
+    if job.method == "lora" and is_whole_model(job.adapter):
+        raise UserError(
+            f"--method lora: {job.adapter} is a whole model (lora: null). Push it with merged_16bit or gguf."
         )
     if job.repo and job.run is None and job.method != "lora" and not args.skip_proof:
         raise UserError("An adapter without a run has no task to prove it on: give --run, or --skip-proof.")
@@ -148,9 +155,10 @@ def merge_with_bar(job: Job, dtype: str, overwrite: bool) -> None:
             revision=job.revision,
             overwrite=overwrite,
         )
+    changed = f"Merged {job.adapter} into {report.base}: {report.merged_tensors} of {report.tensors} tensors changed"
+    done = changed if report.merged_tensors else f"{job.adapter} is a whole model, there was nothing to merge: written"
     console.print(
-        f"Merged {job.adapter} into {report.base}: {report.merged_tensors} of {report.tensors} tensors changed, "
-        f"{report.bytes_written / 1e9:.3f} GB in {report.seconds:.1f} s. Weights: {report.dtype_reason}.",
+        f"{done}, {report.bytes_written / 1e9:.3f} GB in {report.seconds:.1f} s. Weights: {report.dtype_reason}.",
     )
     if report.untied:
         console.print("Input and output embeddings, one tensor in the base, are two here: the adapter changes one.")

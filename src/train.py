@@ -84,7 +84,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
         from llm_grpo.curves import draw
-        from llm_grpo.policy import hardware, load_policy, save_adapter
+        from llm_grpo.policy import hardware, load_policy, save_weights
         from llm_grpo.training import build_trainer, changed_in_silence, optimise
         from llm_grpo.watching import watch
 
@@ -102,7 +102,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     runs.forget_replaced(run)
 
     watched = watch(
-        config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_adapter(policy, folder)
+        config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_weights(policy, folder)
     )
     with command.library_output_in(run.log):
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
@@ -110,9 +110,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     try:
         seconds, finished = optimise(trainer, watched, run, run.last_checkpoint() if resume else None)
     finally:  # whatever happened: what was learned, and its picture
-        save_adapter(policy, run.adapter)
+        save_weights(policy, run.last)
         draw(run)
-        console.print(f"What was learned is in {run.adapter}.", highlight=False, soft_wrap=True)
+        console.print(f"What was learned is in {run.last}.", highlight=False, soft_wrap=True)
     if not finished:
         console.print(f"Stopped. {again(run)}", highlight=False, markup=False, soft_wrap=True)
         return 130
@@ -147,18 +147,18 @@ def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable
 def conclude(
     config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float
 ) -> None:
-    """Evaluate the adapter that was best on validation, sum up, merge, and answer a prompt with the merged model."""
+    """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model."""
     from llm_grpo.comparison import compare
     from llm_grpo.evaluation import without_items
-    from llm_grpo.policy import load_adapter
+    from llm_grpo.policy import load_weights
     from llm_grpo.tables import comparison_table
     from llm_grpo.watching import best_validation
 
-    chosen, last = run.chosen_adapter(), runs.last_step(run)
-    is_best = chosen == run.adapter_best
+    chosen, last = run.chosen_weights(), runs.last_step(run)
+    is_best = chosen == run.best
     step = best_validation(run)["step"] if is_best else last
     evaluated = f"{chosen.name}, step {step} ({'best on validation' if is_best else 'the last'})"
-    load_adapter(policy, chosen)
+    load_weights(policy, chosen)
     before, after = json.loads(run.before.read_text(encoding="utf-8")), evaluate(problems, "evaluating after training")
     runs.write_json(run.after, {**after, "adapter": str(chosen), "step": step})
     paired = compare(before, after)
@@ -173,8 +173,8 @@ def conclude(
     console.print(Panel(where_and_next(run), title="Where everything is", title_align="left"))
 
 
-def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> None:
-    """16-bit weights beside the adapter; a merge that cannot be done says so and costs nothing that is finished."""
+def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> None:
+    """16-bit weights beside what was learned; a merge that cannot be done says so and costs nothing finished."""
     from llm_grpo.export import merge
     from llm_grpo.rollouts import Sampling
     from llm_grpo.rollouts.transformers import load_engine
@@ -182,11 +182,11 @@ def merge_and_answer(config: Config, run: Run, adapter: Path, problem: Any) -> N
     try:
         base = config.model.merge_base or config.model.name
         revision = config.model.revision if base == config.model.name else None
-        merge(adapter, run.merged, base, revision=revision, overwrite=True)
+        merge(learned, run.merged, base, revision=revision, overwrite=True)
     except UserError as error:
         once_more = f"{command.python()} src/merge.py --run {run.folder}"
         console.print(
-            f"Not merged: {error}\nThe adapter is whole. Try again with: {once_more}", markup=False, soft_wrap=True
+            f"Not merged: {error}\nThe {run.learns} is whole. Try again with: {once_more}", markup=False, soft_wrap=True
         )
         return
     if policy_holds_the_gpu():
@@ -207,7 +207,7 @@ def policy_holds_the_gpu() -> bool:
 def where_and_next(run: Run) -> str:
     python = command.python()
     return (
-        f"adapter        {run.chosen_adapter()}\n"
+        f"{run.learns:<15}{run.chosen_weights()}\n"
         f"merged model   {run.merged}\n"
         f"numbers        {run.summary}, {run.metrics}, {run.folder / 'eval'}\n"
         f"every answer   {run.completions}\n"

@@ -27,7 +27,7 @@ def proved(demo_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory)
     """A run with a proof beside its merged weights."""
     folder = Path(shutil.copytree(demo_run[0], tmp_path_factory.mktemp("proved") / "demo"))
     run = runs.find(folder)
-    prove(run.config(), run.chosen_adapter(), str(TINY), run.merged, 8)
+    prove(run.config(), run.chosen_weights(), str(TINY), run.merged, 8)
     return folder
 
 
@@ -37,7 +37,7 @@ def run(proved: Path, tmp_path: Path) -> runs.Run:
 
 
 def subject(of: runs.Run, **other: Any) -> Subject:
-    given = {"folder": of.merged, "merged": of.merged, "adapter": of.chosen_adapter(), "base": str(TINY), "run": of}
+    given = {"folder": of.merged, "merged": of.merged, "adapter": of.chosen_weights(), "base": str(TINY), "run": of}
     return Subject(**{**given, **other})
 
 

@@ -76,7 +76,7 @@ WRONG = [
     ("run: {name: '../x'}", "run.name", "a name is one folder"),
     ("run: {seed: '3'}", "run.seed: '3' given", "a number in quotes is not a number"),
     ("rollouts: {engine: vlm}", "rollouts.engine: 'vlm' is not allowed. Allowed: 'auto'", "a choice"),
-    ("lora: null", "lora: null would train all weights", "not offered yet, and said so"),
+    ("model: {name: m, load_in_4bit: true}\nlora: null", "4-bit ones cannot be trained", "all weights, in 16 bit"),
     ("grpo: {loss_type: gpro}", "grpo.loss_type: 'gpro' given. Allowed: grpo, dr_grpo", "TRL would say so in step 1"),
     ("grpo: {max_steps: 0}", "grpo.max_steps: 0 given", "no training"),
     ("grpo: {max_steps: 5, num_train_epochs: 1.0}", "max_steps is given too", "one of them would be ignored"),

@@ -6,7 +6,15 @@ import pytest
 from conftest import ROOT
 
 from llm_grpo.config import load_config
-from llm_grpo.plan import checkpoint_bytes, explain, explain_batch, lora_parameters
+from llm_grpo.plan import (
+    KNOWN_SHAPES,
+    checkpoint_bytes,
+    explain,
+    explain_batch,
+    lora_parameters,
+    model_parameters,
+    training_bytes,
+)
 
 REFERENCE = ROOT / "configs" / "grpo.yaml"
 CASES = [
@@ -44,6 +52,53 @@ def test_lora_parameters_of_the_reference_model_by_hand() -> None:
     assert lora_parameters({"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
                             "num_attention_heads": 16, "num_key_value_heads": 2}, 64, None) == 36 * per_layer  # fmt: skip
     assert checkpoint_bytes(config) == 36 * per_layer * ((4 + 2) * (3 + 1) + 2 * 4)
+
+
+PUBLISHED = {  # as their safetensors on the Hub count them
+    "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_all_parameters_are_counted(name: str) -> None:
+    assert model_parameters(KNOWN_SHAPES[name]) == PUBLISHED[name]
+
+
+def test_the_parameters_of_a_model_in_memory_are_counted() -> None:
+    from transformers import AutoModelForCausalLM
+
+    from llm_grpo.plan import model_shape
+
+    tiny = AutoModelForCausalLM.from_pretrained(ROOT / "examples" / "tiny_qwen2")
+    assert model_parameters(model_shape(str(ROOT / "examples" / "tiny_qwen2"))) == tiny.num_parameters()
+
+
+MEMORY = [  # bytes per value of what is trained, then of the frozen rest
+    (("lora=null",), 1_235_814_400 * (4 + 4 + 8), "float32 weights, gradients, two float32 moments"),
+    (("lora=null", "grpo.optim=adamw_8bit"), 1_235_814_400 * (4 + 4 + 2), "the moments in 8 bit"),
+    (("lora=null", "grpo.optim=sgd"), 1_235_814_400 * (4 + 4), "no moments"),
+    (("lora=null", "grpo.beta=0.1"), 1_235_814_400 * (4 + 4 + 8 + 4), "a KL term needs the starting weights again"),
+    (("grpo.beta=0.1",), 45_088_768 * (4 + 4 + 8) + 1_235_814_400 * 2, "a LoRA has them in its base, in 16 bit"),
+    (("model.load_in_4bit=true",), 45_088_768 * 16 + 1_235_814_400 * 2 - 973_078_528 * 3 // 2, "projections in 4 bit"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "size", "why"), MEMORY, ids=[row[2] for row in MEMORY])
+def test_memory_to_train_a_1_b_llama_by_hand(overrides: tuple[str, ...], size: int, why: str) -> None:
+    config = load_config(ROOT / "configs" / "qa_llama1b.yaml", overrides, environment={})
+    # Llama-3.2-1B: hidden 2048, 32 heads and 8 key-value heads of 64, inner 8192, 16 layers
+    per_layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192
+    assert 16 * per_layer == 973_078_528 and 45_088_768 == 16 * 64 * (2 * 4096 + 2 * 2560 + 3 * 10240)
+    assert training_bytes(config, KNOWN_SHAPES[config.model.name]) == size, why
+
+
+def test_training_all_weights_is_held_against_a_lora() -> None:
+    rows = dict(explain(load_config(ROOT / "configs" / "qa_llama1b.yaml", ["lora=null"], environment={}), None))
+    said = rows["memory to train"]
+    assert said.startswith("19.77 GB: 1,235.8 M of 1,235.8 M values trained, 4 (weight) + 4 (gradient) + 8 (optimiser)")
+    assert said.endswith("a LoRA of rank 64 would take 3.19 GB")
 
 
 def test_a_person_reads_shares_and_disk() -> None:

@@ -147,7 +147,7 @@ def test_thresholds_are_a_section_of_the_config() -> None:
 def strong(demo_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """(config, adapter): the demo's few steps, made twelve times as strong, so that leaving them out shows."""
     run = runs.find(demo_run[0])
-    folder = Path(shutil.copytree(run.chosen_adapter(), tmp_path_factory.mktemp("strong") / "adapter"))
+    folder = Path(shutil.copytree(run.chosen_weights(), tmp_path_factory.mktemp("strong") / "adapter"))
     weights = load_file(folder / "adapter_model.safetensors")
     weights = {name: w * 12 if "lora_B" in name else w for name, w in weights.items()}
     save_file(weights, folder / "adapter_model.safetensors")

@@ -293,7 +293,9 @@ def test_from_a_run_to_the_hub(hub: HubServer, run: Path, tmp_path: Path) -> Non
         files.values()
     )
     again = script(hub, tmp_path, "--run", run, "--push", "user/demo", "--proof-limit", 8)
-    assert again.returncode == 0 and "the adapter answers" not in again.stdout, "the proof of these weights is reused"
+    assert again.returncode == 0 and "what was trained answers" not in again.stdout, (
+        "the proof of these weights is reused"
+    )
     assert hub.repositories["user/demo"].commits == 1 and len(hub.sent("PUT", "/lfs/")) == 1
 
 

@@ -134,7 +134,7 @@ def test_find_names_the_runs_that_are_there(config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"There are: {tmp_path}/r"):
         runs.find(tmp_path / "x")
     with pytest.raises(UserError, match="holds no adapter yet"):
-        runs.find(tmp_path / "r").chosen_adapter()
+        runs.find(tmp_path / "r").chosen_weights()
 
 
 def test_the_environment_has_versions_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

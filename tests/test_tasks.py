@@ -287,8 +287,8 @@ def test_an_id_given_twice_is_a_bad_row(tmp_path: Path) -> None:
     split = table(write_jsonl(tmp_path / "t.jsonl", rows), columns={"id": "id"}, max_bad_share=0.5).load("train")
     assert [example.id for example in split.examples] == ["a", "b", "7"]
     assert [(bad.line, bad.reason) for bad in split.bad_rows] == [
-        (4, "the id 'a' is taken by an earlier row"),
-        (5, "the id '7' is taken by an earlier row"),
+        (4, "the id 'a' stands in line 1 already"),
+        (5, "the id '7' stands in line 3 already"),
     ]
 
 

@@ -16,7 +16,7 @@ from llm_grpo import runs
 from llm_grpo.config import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation import evaluate, without_items
-from llm_grpo.policy import load_adapter, load_policy, save_adapter
+from llm_grpo.policy import load_policy, load_weights, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
@@ -44,7 +44,7 @@ def trained(tmp_path: Path, *overrides: str):
     watched = watch(
         config, run, Console(quiet=True),
         lambda: without_items(evaluate(policy.engine, task, check.problems, rewards, 32)),
-        lambda folder: save_adapter(policy, folder),
+        lambda folder: save_weights(policy, folder),
     )  # fmt: skip
     trainer = build_trainer(config, policy, task, data.problems, rewards, run, watched)
     optimise(trainer, watched, run, None)
@@ -96,12 +96,12 @@ def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: 
 def test_a_saved_adapter_comes_back(tmp_path: Path) -> None:
     policy, run, _ = trained(tmp_path, "grpo.max_steps=1")
     kept = lora_b(policy)
-    save_adapter(policy, run.adapter)
+    save_weights(policy, run.adapter)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if "lora_B" in name:
                 parameter.zero_()
-    load_adapter(policy, run.adapter)
+    load_weights(policy, run.adapter)
     assert torch.equal(lora_b(policy), kept)
     assert not [p.name for p in run.folder.iterdir() if p.name.startswith(".")], "no drafts are left"
 
@@ -109,9 +109,9 @@ def test_a_saved_adapter_comes_back(tmp_path: Path) -> None:
 def test_with_a_kl_term_only_the_adapter_is_saved(tmp_path: Path) -> None:
     policy, run, _ = trained(tmp_path, "grpo.beta=0.1")
     assert all(math.isfinite(row["kl"]) for row in runs.read_jsonl(run.metrics))
-    save_adapter(policy, run.adapter)
+    save_weights(policy, run.adapter)
     assert not [path for path in run.adapter.iterdir() if path.is_dir()], "TRL's own 'ref' adapter is no result"
-    load_adapter(policy, run.adapter)
+    load_weights(policy, run.adapter)
 
 
 def test_validation_keeps_the_best_adapter(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_validation_keeps_the_best_adapter(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 1, 2]
     best = max(rows[1:], key=lambda row: (row["strict_accuracy"], row["step"]))
     assert json.loads((run.adapter_best / "validation.json").read_text())["step"] == best["step"]
-    assert run.chosen_adapter() == run.adapter_best
+    assert run.chosen_weights() == run.adapter_best
 
 
 BAD = [

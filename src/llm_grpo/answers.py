@@ -14,7 +14,9 @@ from llm_grpo.numerals import last_number, parse_number, read_number
 from llm_grpo.records import Judgement
 
 __all__ = [
+    "FORMATS",
     "JUDGES",
+    "MATCHES",
     "TAGS",
     "extract_hash_answer",
     "extract_xml_answer",
@@ -26,6 +28,9 @@ __all__ = [
     "only_answer",
     "parse_number",
     "same_answer",
+    "same_characters",
+    "same_number",
+    "same_text",
     "well_formed",
     "write_answer",
 ]
@@ -114,6 +119,28 @@ def same_answer(given: str | None, gold: str) -> bool:
     return same_latex(given, gold)
 
 
+def same_number(given: str | None, gold: str) -> bool:
+    """Whether both say one number each, and the same one, whatever words stand beside it."""
+    mine, theirs = parse_number(given or ""), parse_number(gold)
+    return mine is not None and mine == theirs
+
+
+def same_text(given: str | None, gold: str) -> bool:
+    """Whether both are the same words, case, spaces, emphasis and the full stop aside; `1.0` is not `1`."""
+    return bool(_normal(given or "")) and _normal(given or "") == _normal(gold)
+
+
+def same_characters(given: str | None, gold: str) -> bool:
+    """Whether both are the same characters, but for spaces around them."""
+    return bool((given or "").strip()) and (given or "").strip() == gold.strip()
+
+
+# The ways to compare, by the names that a task and a reward take as `match`.
+MATCHES: dict[str, Callable[[str | None, str], bool]] = {
+    "value": same_answer, "number": same_number, "text": same_text, "exact": same_characters,
+}  # fmt: skip
+
+
 def _normal(text: str) -> str:
     """Case, spaces, quotes, emphasis, a LaTeX wrapper and the full stop do not make another answer.
 
@@ -127,34 +154,44 @@ def _normal(text: str) -> str:
 # --- judges ----------------------------------------------------------------------------------------------------
 
 
-def judge_xml(text: str, gold: str) -> Judgement:
+Same = Callable[["str | None", str], bool]
+
+
+def judge_xml(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers in `<answer>` behind `<reasoning>`. Lenient reads the last answer block, else the last number."""
     tagged = extract_xml_answer(text)
     extracted = tagged if tagged is not None else _loose(text, gold)
-    formatted, right = well_formed(text), same_answer(extracted, gold)
+    formatted, right = well_formed(text), same(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
 
 
-def judge_hash(text: str, gold: str) -> Judgement:
+def judge_hash(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers behind `####`, which stands once with something behind it on its line, and nothing after that."""
     marked = extract_hash_answer(text)
-    behind = text.partition("####")[2]
-    formatted = "####" not in behind and _is_one_line(behind)
     extracted = marked if marked is not None else _loose(text, gold)
-    right = same_answer(extracted, gold)
+    formatted, right = FORMATS["hash"](text), same(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
 
 
-def judge_plain(text: str, gold: str) -> Judgement:
+def judge_plain(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers that are the whole completion: one line. Lenient reads the last number or the last line."""
     whole, formatted = text.strip(), _is_one_line(text)
-    strict = formatted and same_answer(whole, gold)
+    strict = formatted and same(whole, gold)
     extracted = whole if strict else _loose(text, gold)
-    return Judgement(extracted, strict=strict, lenient=strict or same_answer(extracted, gold), formatted=formatted)
+    return Judgement(extracted, strict=strict, lenient=strict or same(extracted, gold), formatted=formatted)
 
 
 def _is_one_line(text: str) -> bool:
     return bool(text.strip()) and "\n" not in text.strip()
+
+
+def _one_mark(text: str) -> bool:
+    behind = text.partition("####")[2]
+    return "####" not in behind and _is_one_line(behind)
+
+
+# Whether a completion has exactly the form that an answer format asks for.
+FORMATS: dict[str, Callable[[str], bool]] = {"xml": well_formed, "hash": _one_mark, "plain": _is_one_line}
 
 
 def _loose(text: str, gold: str) -> str | None:
@@ -164,11 +201,12 @@ def _loose(text: str, gold: str) -> str | None:
     return text.strip().rpartition("\n")[2] or None
 
 
-JUDGES: dict[str, Callable[[str, str], Judgement]] = {"xml": judge_xml, "hash": judge_hash, "plain": judge_plain}
+JUDGES: dict[str, Callable[..., Judgement]] = {"xml": judge_xml, "hash": judge_hash, "plain": judge_plain}
 
 
 def format_of(judge: Callable[[str, str], Judgement]) -> str | None:
     """xml, hash or plain: which of the three formats a task's judge reads; None for a judge of its own."""
+    judge = getattr(judge, "func", judge)  # a task may have bound how answers are compared
     return next((name for name, known in JUDGES.items() if known is judge), None)
 
 

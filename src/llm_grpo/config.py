@@ -154,7 +154,7 @@ class Config(Section):
 
     run: RunSection = RunSection()
     model: ModelSection
-    lora: LoraSection = LoraSection()
+    lora: LoraSection | None = LoraSection()  # null: all weights are trained
     task: TaskSection
     prompt: PromptSection = PromptSection()
     rewards: Annotated[list[RewardSpec], Field(min_length=1)]
@@ -209,12 +209,9 @@ def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
     if isinstance(grpo, dict):
         faults += faults_under_grpo(grpo, GRPO_DEFAULTS)
         data = {**data, "grpo": {**GRPO_DEFAULTS, **({"max_steps": -1} if "num_train_epochs" in grpo else {}), **grpo}}
-    if "lora" in data and data["lora"] is None:
-        faults.append("lora: null would train all weights, which is not offered yet. Give a rank: lora: {r: 64}.")
-        data = {**data, "lora": {}}
     try:
         config = Config.model_validate({**data, "origins": origins})
-        faults += _window_faults(config) if not faults else []
+        faults += _faults_between(config) if not faults else []
     except ValidationError as error:
         faults = [_say(fault) for fault in error.errors()] + faults
     if faults:
@@ -222,11 +219,15 @@ def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
     return config
 
 
-def _window_faults(config: Config) -> list[str]:
-    window, completion = config.model.max_seq_length, config.grpo["max_completion_length"]
-    if window > completion:
-        return []
-    return [f"grpo.max_completion_length: {completion} leaves no room for a prompt in model.max_seq_length ({window})."]
+def _faults_between(config: Config) -> list[str]:
+    """What two sections say that cannot go together."""
+    window, completion, faults = config.model.max_seq_length, config.grpo["max_completion_length"], []
+    if window <= completion:
+        room = f"leaves no room for a prompt in model.max_seq_length ({window})"
+        faults.append(f"grpo.max_completion_length: {completion} {room}.")
+    if config.lora is None and config.model.load_in_4bit is True:
+        faults.append("lora: null trains all weights; 4-bit ones cannot be trained. Set model.load_in_4bit=false.")
+    return faults
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a config will do, told before it is done: the batch explained, tokens, share of the data, disk.
+"""What a config will do, told before it is done: the batch explained, tokens, share of the data, memory, disk.
 
 All of it is arithmetic on the config, the number of training examples and the model's shape; nothing is loaded.
 """
@@ -11,19 +11,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config import Config
+from llm_grpo.config import Config, LoraSection
 
 # Shapes of the models our configs name, from the config.json of each on the Hub, so that a plan needs no network.
-KNOWN_SHAPES: dict[str, dict[str, int]] = {
+KNOWN_SHAPES: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-3B-Instruct": {
         "hidden_size": 2048,
         "intermediate_size": 11008,
         "num_hidden_layers": 36,
         "num_attention_heads": 16,
         "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    },
+    "Qwen/Qwen2.5-1.5B-Instruct": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    },
+    "meta-llama/Llama-3.2-1B-Instruct": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
     },
 }
-BYTES_PER_OPTIMIZER_VALUE = {"adamw_8bit": 1, "paged_adamw_8bit": 1, "adamw_bnb_8bit": 1}
+# Bytes an optimizer keeps for each value it trains: Adam's two moments in float32 or in 8 bit, Lion's one, plain SGD's
+# none. Another one is counted as Adam.
+OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "lion_32bit": 4, "paged_lion_32bit": 4,
+                   "lion_8bit": 1, "paged_lion_8bit": 1, "sgd": 0}  # fmt: skip
+ADAM_BYTES = 8
+TRAINED_BYTES = 4  # what is trained is held in float32, a LoRA or all weights, and so is its gradient
 
 
 @dataclass(frozen=True)
@@ -72,12 +100,22 @@ def explain_batch(config: Config, train_examples: int | None = None) -> Batch:
 
 def lora_parameters(shape: dict[str, Any], rank: int, targets: list[str] | None) -> int:
     """Trainable values of a LoRA of that rank on a Llama-like decoder: rank x (in + out) per projection and layer."""
+    sizes = projection_sizes(shape)
+    return rank * shape["num_hidden_layers"] * sum(sum(sizes[name]) for name in targets or sizes if name in sizes)
+
+
+def projection_sizes(shape: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(in, out) of each projection of one layer."""
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    head = shape.get("head_dim") or hidden // shape["num_attention_heads"]
-    heads, pairs = shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
-    sizes = {"q_proj": hidden + heads, "k_proj": hidden + pairs, "v_proj": hidden + pairs, "o_proj": heads + hidden,
-             "gate_proj": hidden + inner, "up_proj": hidden + inner, "down_proj": inner + hidden}  # fmt: skip
-    return rank * shape["num_hidden_layers"] * sum(sizes[name] for name in targets or sizes if name in sizes)
+    heads, pairs = _head_widths(shape)
+    return {"q_proj": (hidden, heads), "k_proj": (hidden, pairs), "v_proj": (hidden, pairs), "o_proj": (heads, hidden),
+            "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}  # fmt: skip
+
+
+def _head_widths(shape: dict[str, Any]) -> tuple[int, int]:
+    """Width of all query heads together, and of all key (or value) heads."""
+    head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+    return shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
 
 
 def model_shape(name: str) -> dict[str, Any] | None:
@@ -97,10 +135,48 @@ def checkpoint_bytes(config: Config) -> int | None:
     shape = model_shape(config.model.name)
     if shape is None:
         return None
-    values = lora_parameters(shape, config.lora.r, config.lora.target_modules)
-    moments = 2 * BYTES_PER_OPTIMIZER_VALUE.get(str(config.grpo["optim"]), 4)
+    values = trained_parameters(config, shape)
     kept = config.grpo.get("save_total_limit") or max(1, config.grpo["max_steps"] // config.grpo["save_steps"])
-    return values * (4 + moments) * (kept + 1) + 2 * 4 * values  # one more while the oldest is still there
+    checkpoint = values * (TRAINED_BYTES + optimizer_bytes(config))
+    return checkpoint * (kept + 1) + 2 * TRAINED_BYTES * values  # one more while the oldest is still there
+
+
+def optimizer_bytes(config: Config) -> int:
+    """Bytes of optimiser state per trained value."""
+    return OPTIMIZER_BYTES.get(str(config.grpo["optim"]), ADAM_BYTES)
+
+
+def trained_parameters(config: Config, shape: dict[str, Any]) -> int:
+    """How many values are trained: those of the LoRA, or all of the model's."""
+    if config.lora is None:
+        return model_parameters(shape)
+    return lora_parameters(shape, config.lora.r, config.lora.target_modules)
+
+
+def model_parameters(shape: dict[str, Any]) -> int:
+    """All weights of a Llama-like decoder: embeddings, projections (with Qwen2's biases on q, k, v), norms."""
+    hidden = shape["hidden_size"]
+    embeddings = shape["vocab_size"] * hidden * (1 if shape.get("tie_word_embeddings") else 2)
+    norms = hidden * (2 * shape["num_hidden_layers"] + 1)
+    has_bias = shape.get("attention_bias") or shape.get("model_type") == "qwen2"
+    biases = _head_widths(shape)[0] + 2 * _head_widths(shape)[1] if has_bias else 0
+    projections = sum(rows * columns for rows, columns in projection_sizes(shape).values())
+    return embeddings + norms + shape["num_hidden_layers"] * (projections + biases)
+
+
+def training_bytes(config: Config, shape: dict[str, Any]) -> int:
+    """GPU memory for weights, gradients and optimiser state; activations and the rollout engine's cache come on top.
+
+    The frozen base of a LoRA counts 2 bytes a value, or half a byte in 4-bit (its projections; embeddings stay in 16
+    bit). A KL term (beta) needs the starting weights again where all of them are trained; a LoRA has them in its base.
+    """
+    per_value = 2 * TRAINED_BYTES + optimizer_bytes(config)
+    trained = trained_parameters(config, shape) * per_value
+    if config.lora is None:
+        return trained + (TRAINED_BYTES * model_parameters(shape) if config.grpo["beta"] else 0)
+    projections = shape["num_hidden_layers"] * sum(rows * columns for rows, columns in projection_sizes(shape).values())
+    spared = projections * 3 // 2 if config.model.load_in_4bit else 0
+    return trained + 2 * model_parameters(shape) - spared
 
 
 def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]:
@@ -124,6 +200,7 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         updates = train_examples / batch.prompts_per_update
         rows.append(("an epoch", f"{updates:,.0f} updates over {train_examples:,} training prompts"))
         rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
+    rows.append(("memory to train", _memory(config)))
     rows.append(("disk for checkpoints", _disk(config)))
     return rows
 
@@ -132,6 +209,25 @@ def _prompts(count: float) -> str:
     return f"{count:,g} prompt{'' if count == 1 else 's'}"
 
 
+UNKNOWN_SHAPE = "not known: the model's config.json is not in a local folder"
+
+
+def _memory(config: Config) -> str:
+    """What is trained and what that takes; where all weights are, what a LoRA would take instead."""
+    shape = model_shape(config.model.name)
+    if shape is None:
+        return UNKNOWN_SHAPE
+    values, of = trained_parameters(config, shape), model_parameters(shape)
+    per_value = f"{TRAINED_BYTES} (weight) + {TRAINED_BYTES} (gradient) + {optimizer_bytes(config)} (optimiser) bytes"
+    said = f"{training_bytes(config, shape) / 1e9:.2f} GB: {values / 1e6:,.1f} M of {of / 1e6:,.1f} M values trained"
+    said += f", {per_value} each; activations and generation on top"
+    if config.lora is None:
+        lora = LoraSection()
+        instead = training_bytes(config.model_copy(update={"lora": lora}), shape)
+        said += f"; a LoRA of rank {lora.r} would take {instead / 1e9:.2f} GB"
+    return said
+
+
 def _disk(config: Config) -> str:
     size = checkpoint_bytes(config)
-    return f"at most {size / 1e9:.2f} GB" if size else "not known: the model's config.json is not in a local folder"
+    return f"at most {size / 1e9:.2f} GB" if size else UNKNOWN_SHAPE

@@ -1,4 +1,4 @@
-"""The trainable model: Unsloth's FastLanguageModel with a LoRA. The only module that imports unsloth.
+"""The trainable model: Unsloth's FastLanguageModel with a LoRA, or all of it. The only module that imports unsloth.
 
 Import it before trl, transformers and peft, always: Unsloth patches them while it is imported (and without it TRL
 1.15 has no language-model head for a CPU).
@@ -38,11 +38,12 @@ class Policy:
 
 
 def load_policy(config: Config) -> Policy:
-    """The base model in 4-bit or in float32 (CPU), bfloat16 or float16 (GPU), with a fresh LoRA.
+    """The base model in 4-bit or in float32 (CPU), bfloat16 or float16 (GPU), with a fresh LoRA; all of it in float32
+    where `lora` is null.
 
     Raises UserError where the config asks for what cannot be had here.
     """
-    engine, reason = choose_engine(config.rollouts.engine)
+    engine, reason = choose_engine(config.rollouts.engine, lora=config.lora is not None)
     dtype, dtype_reason = _dtype()
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=config.model.name,
@@ -51,20 +52,12 @@ def load_policy(config: Config) -> Policy:
         dtype=dtype,
         load_in_4bit=config.model.load_in_4bit,
         trust_remote_code=config.model.trust_remote_code,
+        use_gradient_checkpointing=_checkpointing(config),
         **_inference_options(config, engine),
+        **_whole_options(config),
     )
     _check_quantisation(model, config.model.load_in_4bit)
-    model = unsloth.FastLanguageModel.get_peft_model(
-        model,
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=_targets(model, config.lora.target_modules),
-        use_gradient_checkpointing="unsloth"
-        if config.grpo["gradient_checkpointing"] and torch.cuda.is_available()
-        else False,
-        random_state=config.run.seed,
-    )
+    model = _with_lora(model, config) if config.lora else model
     choices = {
         "rollouts.engine": f"{engine}: {reason}",
         "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_reason}",
@@ -87,13 +80,33 @@ def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:
     return policy_engine(model, tokenizer, config.model.name, config.model.max_seq_length, **options)
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
-    """The LoRA weights and the tokenizer, written under a temporary name and put in place when whole."""
+def _with_lora(model: Any, config: Config) -> Any:
+    return unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=_targets(model, config.lora.target_modules),
+        use_gradient_checkpointing=_checkpointing(config),
+        random_state=config.run.seed,
+    )
+
+
+def _whole_options(config: Config) -> dict[str, Any]:
+    """What trains all weights. In float32 on every device: in bfloat16 a step of 1e-6 rounds away."""
+    if config.lora:
+        return {}
+    return {"full_finetuning": True} | ({"float32_mixed_precision": True} if torch.cuda.is_available() else {})
+
+
+def save_weights(policy: Policy, folder: Path) -> None:
+    """What was learned (the LoRA, or the whole model) and the tokenizer, under a temporary name until it is whole."""
     draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
     for leftover in (draft, old):
         _remove(leftover)
     # With beta > 0 TRL keeps the starting weights as a second adapter, "ref"; it is no part of the result.
-    policy.model.save_pretrained(str(draft), selected_adapters=["default"])
+    only = {"selected_adapters": ["default"]} if hasattr(policy.model, "peft_config") else {}
+    policy.model.save_pretrained(str(draft), **only)
     policy.tokenizer.save_pretrained(str(draft))
     if folder.exists():
         folder.rename(old)
@@ -101,13 +114,17 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     _remove(old)
 
 
-def load_adapter(policy: Policy, folder: Path) -> None:
-    """Put saved LoRA weights into the policy, in place."""
+def load_weights(policy: Policy, folder: Path) -> None:
+    """Put saved weights, of the kind the policy learns, into it, in place."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    loaded = set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
-    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    for file in sorted(folder.glob("*.safetensors")):  # a large model comes in several
+        if hasattr(policy.model, "peft_config"):
+            loaded = set_peft_model_state_dict(policy.model, load_file(file))
+        else:
+            loaded = policy.model.load_state_dict(load_file(file), strict=False)
+        assert not loaded.unexpected_keys, loaded.unexpected_keys
 
 
 def hardware() -> dict[str, Any]:
@@ -134,6 +151,10 @@ def _dtype() -> tuple[torch.dtype, str]:
     if torch.cuda.is_bf16_supported():
         return torch.bfloat16, "the GPU supports it"
     return torch.float16, "the GPU has no bfloat16"
+
+
+def _checkpointing(config: Config) -> str | bool:
+    return "unsloth" if config.grpo["gradient_checkpointing"] and torch.cuda.is_available() else False
 
 
 def _inference_options(config: Config, engine: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 outputs/NAME/  config.yaml  environment.json  metrics.jsonl  completions/  checkpoints/  adapter/  adapter_best/
                merged/  curves.png  eval/before.json  eval/validation.jsonl  eval/after.json  summary.json
+
+With `lora: null` whole models are learned: model/ and model_best/ stand where the adapters would.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ PLACES = {
     "checkpoints": "checkpoints",
     "adapter": "adapter",
     "adapter_best": "adapter_best",
+    "model": "model",
+    "model_best": "model_best",
     "merged": "merged",
     "curves": "curves.png",
     "before": "eval/before.json",
@@ -45,9 +49,13 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Run:
-    """The paths of one run, as attributes named in PLACES. `create` makes the folders, `find` checks them."""
+    """The paths of one run, as attributes named in PLACES. `create` makes the folders, `find` checks them.
+
+    learns: what is learned here, and what its folders are called: "adapter", or "model" where all weights are trained.
+    """
 
     folder: Path
+    learns: str = "adapter"
 
     def __getattr__(self, name: str) -> Path:
         if name not in PLACES:
@@ -64,22 +72,38 @@ class Run:
         return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
     @property
+    def last(self) -> Path:
+        """What was learned, as it was at the end."""
+        return self.folder / self.learns
+
+    @property
+    def best(self) -> Path:
+        """What was learned, as it was when it did best on validation."""
+        return self.folder / f"{self.learns}_best"
+
+    @property
     def replaced(self) -> Path:
         """Where the run stands aside that this one replaces."""
         return self.folder.with_name(f".{self.folder.name}.replaced")
 
     def holds_results(self) -> bool:
-        """Whether anything was learned here: an adapter, a checkpoint, a summary."""
-        return self.summary.exists() or self.last_checkpoint() is not None or any(self.folder.glob("adapter*"))
+        """Whether anything was learned here: an adapter or a model, a checkpoint, a summary."""
+        learned = (self.adapter, self.adapter_best, self.model, self.model_best)
+        return self.summary.exists() or self.last_checkpoint() is not None or any(path.exists() for path in learned)
 
-    def chosen_adapter(self) -> Path:
-        """The adapter that was evaluated: the best by validation where there is one, else the last."""
-        for folder in (self.adapter_best, self.adapter):
-            if (folder / "adapter_config.json").is_file():
+    def chosen_weights(self) -> Path:
+        """The adapter (or model) that was evaluated: the best by validation where there is one, else the last."""
+        for folder in (self.best, self.last):
+            if (folder / "adapter_config.json").is_file() or is_whole_model(folder):
                 return folder
         raise UserError(
-            f"{self.folder}: holds no adapter yet. Train it: python src/train.py --config {self.config_file}"
+            f"{self.folder}: holds no {self.learns} yet. Train it: python src/train.py --config {self.config_file}"
         )
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Whether a folder of weights needs no base: a model as transformers saves it, not an adapter."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
 
 
 def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run:
@@ -88,7 +112,7 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
     A run that stopped before it learned anything is simply begun again. A replaced run is set aside, and removed by
     `forget_replaced` when the new one is under way.
     """
-    run = Run(Path(config.run.output_dir) / config.run.name)
+    run = Run(Path(config.run.output_dir) / config.run.name, _learns(config))
     if resume and overwrite:
         raise UserError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
     if resume:
@@ -113,6 +137,10 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
     )
     write_text(run.config_file, text)
     return run
+
+
+def _learns(config: Config) -> str:
+    return "adapter" if config.lora else "model"
 
 
 def forget_replaced(run: Run) -> None:
@@ -153,7 +181,7 @@ def find(folder: str | Path) -> Run:
     if not run.config_file.is_file():
         near = sorted(str(p.parent) for p in run.folder.parent.glob("*/config.yaml"))
         raise UserError(f"{folder}: no run here (no config.yaml).{' There are: ' + ', '.join(near) if near else ''}")
-    return run
+    return Run(run.folder, _learns(run.config()))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -193,9 +221,9 @@ def forget_after(run: Run, step: int) -> None:
         if path.is_file():
             kept = [row for row in read_jsonl(path) if row["step"] <= step]
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    best = run.adapter_best / "validation.json"
+    best = run.best / "validation.json"
     if best.is_file() and json.loads(best.read_text(encoding="utf-8"))["step"] > step:
-        shutil.rmtree(run.adapter_best)
+        shutil.rmtree(run.best)
     for path in run.completions.glob("step_*.jsonl"):
         if int(path.stem.rpartition("_")[2]) > step:
             path.unlink()

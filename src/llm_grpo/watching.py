@@ -94,7 +94,7 @@ class ProgressBar(TrainerCallback):
 
 
 class Validation(TrainerCallback):
-    """Evaluate every N steps and at the end; keep the adapter with the best strict accuracy (ties: the later one)."""
+    """Evaluate every N steps and at the end; keep the weights with the best strict accuracy (ties: the later one)."""
 
     def __init__(
         self, run: Run, every: int, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]
@@ -116,8 +116,8 @@ class Validation(TrainerCallback):
         report = self.evaluate()
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
         if step and report["strict_accuracy"] >= best_validation(self.run).get("strict_accuracy", -1):
-            self.save(self.run.adapter_best)
-            runs.write_json(self.run.adapter_best / "validation.json", {"step": step, **report})
+            self.save(self.run.best)
+            runs.write_json(self.run.best / "validation.json", {"step": step, **report})
         if step and self.metrics is not None:
             for name in ("strict_accuracy", "lenient_accuracy", "format_rate"):
                 self.metrics[f"validation/{name}"].append(report[name])
@@ -169,7 +169,7 @@ class SampleEvery(TrainerCallback):
 def watch(
     config: Config, run: Run, console: Console, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]
 ) -> Watch:
-    """All of the above for one run. evaluate: () -> a validation report; save: a folder -> the adapter is in it."""
+    """All of the above for one run. evaluate: () -> a validation report; save: a folder -> the weights are in it."""
     return Watch(
         Validation(run, config.evaluation.every_steps, evaluate, save),
         GentleStop(console),
@@ -181,8 +181,8 @@ def watch(
 
 
 def best_validation(run: Run) -> dict[str, Any]:
-    """The validation report of the best adapter, with its `step`; {} where there is none."""
-    file = run.adapter_best / "validation.json"
+    """The validation report of the best weights, with its `step`; {} where there is none."""
+    file = run.best / "validation.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

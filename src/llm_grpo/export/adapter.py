@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_grpo.errors import UserError
 from llm_grpo.export.tensors import FLOATS, Stored, read_header
+from llm_grpo.runs import is_whole_model
 
 # Fields of PEFT's LoraConfig (0.21) that say nothing of the arithmetic, or that are looked at below. Any other field
 # that is set changes what the adapter computes, in this version of PEFT or a later one, and is refused.
@@ -44,7 +45,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """base: the name it was trained on. pairs: by module. replaced: whole tensors (modules_to_save) by tensor name."""
+    """base: the name it was trained on. pairs: by module. replaced: whole tensors (modules_to_save) by tensor name.
+
+    A run that trained all weights learned a whole model: that is its own base, with nothing to add to it.
+    """
 
     folder: Path
     base: str
@@ -53,9 +57,15 @@ class Adapter:
     pairs: Mapping[str, Pair]
     replaced: Mapping[str, Stored]
 
+    @property
+    def is_whole(self) -> bool:
+        return not self.pairs and not self.replaced
+
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in that folder. Raises UserError for a missing file and for every kind that cannot be merged."""
+    if is_whole_model(folder):
+        return Adapter(folder, str(folder), None, False, {}, {})
     config = _read_config(folder)
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
@@ -82,9 +92,7 @@ def read_adapter(folder: Path) -> Adapter:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
     if not file.is_file():
-        whole = (folder / "config.json").is_file()
-        why = "it is a whole model, there is nothing to merge" if whole else "no adapter_config.json in it"
-        raise UserError(f"{folder} is no adapter: {why}.")
+        raise UserError(f"{folder} is no adapter: no adapter_config.json in it.")
     config = json.loads(file.read_text(encoding="utf-8"))
     faults = [f"{name}={value!r}" for name, value in config.items() if value and name not in UNDERSTOOD]
     if config.get("peft_type") != "LORA":

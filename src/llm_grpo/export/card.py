@@ -17,7 +17,7 @@ from llm_grpo.export import sections
 from llm_grpo.export.proof import read_proof
 from llm_grpo.export.source import shown
 from llm_grpo.problems import system_prompt, worked_examples
-from llm_grpo.runs import Run, last_step, read_jsonl, write_text
+from llm_grpo.runs import Run, is_whole_model, last_step, read_jsonl, write_text
 from llm_grpo.tables import NAMES
 
 FILE = "README.md"
@@ -25,6 +25,7 @@ OURS = "<!-- Written by llm-grpo, and written anew at each push. Delete this lin
 OF_PEFT = "[More Information Needed]"  # stands in the empty card that PEFT writes beside an adapter
 DATASETS = {"gsm8k": "openai/gsm8k"}  # tasks whose data have a name on the Hub
 LIBRARIES = {"merged_16bit": "transformers", "lora": "peft", "gguf": "gguf"}
+WHOLE = "All weights were trained, without an adapter; these are they, rounded to 16 bit."
 WHAT = {
     "merged_16bit": "The LoRA adapter is merged into its base; these are whole weights.",
     "lora": "These are the weights of the LoRA adapter alone; it needs its base.",
@@ -45,6 +46,19 @@ class Subject:
     repo: str | None = None
     run: Run | None = None
     proof_skipped: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a whole model was trained (`lora: null`), not an adapter."""
+        return is_whole_model(self.adapter)
+
+    @property
+    def learned(self) -> str:
+        return "trained model" if self.is_whole else "adapter"
+
+    @property
+    def what(self) -> str:
+        return WHOLE if self.is_whole and self.method == "merged_16bit" else WHAT[self.method]
 
     @property
     def name(self) -> str:
@@ -87,9 +101,9 @@ def card(subject: Subject) -> str:
     licence, said = licence_of(subject.base)
     parts = [OURS, _head(subject)]
     if measured:
-        parts.append(sections.results(measured.before, measured.after, measured.paired))
+        parts.append(sections.results(measured.before, measured.after, measured.paired, subject.learned))
     if subject.merged:
-        parts.append(sections.proof_section(read_proof(subject.merged), subject.proof_skipped))
+        parts.append(sections.proof_section(read_proof(subject.merged), subject.proof_skipped, subject.learned))
     if subject.method == "gguf":
         parts.append("The conversion to GGUF was not measured.")
     name, base = subject.repo or subject.folder.name, shown(subject.base)
@@ -148,7 +162,7 @@ def _metadata(subject: Subject, licence: Mapping[str, str], measured: Measured |
         datasets=[DATASETS[task]] if task in DATASETS else None,
         library_name=LIBRARIES[subject.method],
         pipeline_tag="text-generation",
-        tags=["lora", "llm-grpo", *(["grpo"] if subject.run else []), *used],
+        tags=[*([] if subject.is_whole else ["lora"]), "llm-grpo", *(["grpo"] if subject.run else []), *used],
         model_name=subject.name,
         eval_results=_eval_results(task, measured.after) if task and measured else None,
         **licence,
@@ -176,9 +190,9 @@ def _head(subject: Subject) -> str:
     base = shown(subject.base)
     named = f"`{base}`" if Path(subject.base).is_dir() else f"[{base}](https://huggingface.co/{base})"
     if subject.run is None:
-        return f"# {subject.name}\n\nA LoRA adapter of {named}. {WHAT[subject.method]}"
+        return f"# {subject.name}\n\nA LoRA adapter of {named}. {subject.what}"
     trained = f"fine-tuned with GRPO on the task `{subject.run.config().task.name}` by llm-grpo"
-    return f"# {subject.name}\n\n{named}, {trained}. {WHAT[subject.method]}"
+    return f"# {subject.name}\n\n{named}, {trained}. {subject.what}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def prove(
     greedy answers. "adapter_effect" is the distance of the base from the adapter: a merge has to be much nearer than
     that. Raises UserError where the data or a model cannot be had; a failed comparison is a result, not an error.
     """
-    on_step("the adapter answers")
+    on_step("what was trained answers")
     first = _ask_adapter(config, adapter, base, limit, revision)
     four_bit = None
     if config.model.load_in_4bit:
@@ -93,19 +93,32 @@ def prove(
 
 
 def _ask_adapter(config: Config, adapter: Path, base: str, limit: int, revision: str | None) -> _First:
-    """The adapter on its 16-bit base: its answers, what it said at each of their tokens, and the base at the same."""
+    """The adapter on its 16-bit base: its answers, what it said at each of their tokens, and the base at the same.
+
+    adapter: what the run learned; a whole model stands for itself, and the base is what it was trained from.
+    """
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
     engine = load_engine(base, adapter, config.prompt.template, revision=revision, **_options(config))
     problems = prepare(task, "test", config, engine.tokenizer, limit).problems
     report = evaluate(engine, task, problems, rewards, _max_tokens(config))
     pairs = _answered(engine, problems, report["items"])
     readings = read(engine.model, pairs)
-    with engine.model.disable_adapter():
-        effect = gaps(readings, engine.model, pairs)
     computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
     del engine
     free()
+    effect = _gaps_of_base(config, base, revision, readings, pairs)
     return _First(problems, report, pairs, readings, effect, computed_in)
+
+
+def _gaps_of_base(
+    config: Config, base: str, revision: str | None, readings: list[Reading], pairs: list[Answered]
+) -> dict[str, Any]:
+    """How far the base is from what was learned. Opened by itself: what was learned need not be an adapter on it."""
+    engine = load_engine(base, None, config.prompt.template, revision=revision, **_options(config))
+    effect: dict[str, Any] = gaps(readings, engine.model, pairs)
+    del engine
+    free()
+    return effect
 
 
 def _ask_merged(config: Config, merged: Path, first: _First) -> tuple[dict[str, Any], dict[str, Any], bool]:
@@ -168,9 +181,9 @@ def lines(proof: Mapping[str, Any]) -> list[str]:
     said = [
         f"Proof {'passed' if proof['passed'] else 'FAILED'} on {proof['prompts']} held-out prompts: log-probability "
         f"gap {_short(gap['mean_logprob_gap'])} mean, {_short(gap['max_logprob_gap'])} largest; KL {_short(gap['kl'])} "
-        f"(the base without adapter: {_short(effect['kl'])}).",
+        f"(the base: {_short(effect['kl'])}).",
         f"Same next token {gap['token_agreement']:.2%}, same answer {gap['text_agreement']:.1%}; strict accuracy "
-        f"{accuracy['adapter']['strict_accuracy']:.1%} with the adapter, {accuracy['merged']['strict_accuracy']:.1%} "
+        f"{accuracy['adapter']['strict_accuracy']:.1%} as trained, {accuracy['merged']['strict_accuracy']:.1%} "
         f"merged ({paired['gained']} gained, {paired['lost']} lost, p {paired['p_value']:.2g}).",
     ]
     four_bit = proof.get("four_bit")

@@ -23,8 +23,10 @@ SHOTS = (
 )
 
 
-def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: Mapping[str, Any] | None) -> str:
-    """The table of held-out problems, with 95 % intervals, and what changed item by item."""
+def results(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: Mapping[str, Any] | None, learned: str
+) -> str:
+    """The table of held-out problems with 95 % intervals, and what changed item by item. learned: what was measured."""
     columns = [report for report in (before, after) if report]
     rows = [[NAMES[name], *(interval(report, name) for report in columns)] for name in SHARES]
     rows += [["reward, weighted sum", *(f"{report['reward']:.3f}" for report in columns)]]
@@ -37,7 +39,7 @@ def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: 
     said = (
         f"## Results\n\n{after['n']} held-out problems of the test split, one greedy answer each, 95 % intervals in "
         f"brackets.{' Before: the base with the same prompts.' if before else ''} Strict reads the answer only from "
-        "the format that was asked for, lenient from wherever a person would find it. Measured with the adapter, "
+        "the format that was asked for, lenient from wherever a person would find it. Measured with the {learned}, "
         f"step {after['step']}.\n\n{table(['', 'before', 'after'] if before else ['', 'after'], rows)}"
     )
     if paired:
@@ -49,25 +51,25 @@ def results(before: Mapping[str, Any] | None, after: Mapping[str, Any], paired: 
     return said
 
 
-def proof_section(proof: Mapping[str, Any] | None, skipped: bool) -> str:
-    """How near the merged weights are to the adapter; or, plainly, that nobody looked."""
-    title = "## Is the merged model the adapter?\n\n"
+def proof_section(proof: Mapping[str, Any] | None, skipped: bool, learned: str) -> str:
+    """How near the merged weights are to what was learned (adapter, or model); or, plainly, that nobody looked."""
+    title = f"## Is the merged model the {learned}?\n\n"
     if proof is None:
         why = " The comparison was skipped with `--skip-proof`." if skipped else ""
-        return f"{title}These weights were not compared with the adapter's.{why}"
-    rows = [_gap_row("merged weights", proof["merged"]), _gap_row("the base without adapter", proof["adapter_effect"])]
+        return f"{title}These weights were not compared with the {learned}'s.{why}"
+    rows = [_gap_row("merged weights", proof["merged"]), _gap_row("the base", proof["adapter_effect"])]
     four_bit = proof.get("four_bit")
     if four_bit and four_bit["measured"]:
         rows.append(_gap_row("adapter on the 4-bit base, as trained", four_bit))
-    head = ["distance from the adapter on the 16-bit base", "mean gap", "largest gap", "KL", "same next token"]
+    head = [f"distance from the {learned}", "mean gap", "largest gap", "KL", "same next token"]
     accuracy = proof["accuracy"]
     paired = accuracy["paired"]
     said = (
         f"{title}{'Yes' if proof['passed'] else 'Not within the thresholds'}: both answered {proof['prompts']} "
         "held-out prompts. Gaps of log-probability and KL are per token (nats), over the "
-        f"{proof['merged']['tokens']} tokens of the adapter's greedy answers, computed in {proof['computed_in']}.\n\n"
+        f"{proof['merged']['tokens']} tokens of the {learned}'s greedy answers, computed in {proof['computed_in']}.\n\n"
         f"{table(head, rows)}\n\nThe same text for {proof['merged']['text_agreement']:.1%} of the prompts. Strict "
-        f"accuracy: adapter {interval(accuracy['adapter'], 'strict_accuracy')}, merged "
+        f"accuracy: {learned} {interval(accuracy['adapter'], 'strict_accuracy')}, merged "
         f"{interval(accuracy['merged'], 'strict_accuracy')}; {paired['gained']} gained, {paired['lost']} lost, "
         f"McNemar p {p_value(paired['p_value'])}. All of it: `proof.json`."
     )

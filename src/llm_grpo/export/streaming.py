@@ -53,13 +53,15 @@ def merge(
     """Write base + adapter as a model that `AutoModelForCausalLM.from_pretrained(output_dir)` opens.
 
     base: a folder or a Hub name (with its `revision`); None takes what the adapter was trained on. A 4-bit name of
-    Unsloth's becomes the name of the 16-bit original. dtype: auto, float16, bfloat16 or float32; see `choose_dtype`.
+    Unsloth's becomes the name of the 16-bit original. A whole model (`lora: null`) as `adapter_dir` is its own base,
+    and only its type changes. dtype: auto, float16, bfloat16 or float32; see `choose_dtype`.
     on_progress(bytes done, bytes in all) is called after each piece. Sums are made in float32 and rounded once.
     Raises UserError, before anything is written, for whatever cannot be merged rightly.
     """
     started = time.monotonic()
     adapter = read_adapter(Path(adapter_dir))
-    opened = open_base(base, revision) if base else open_base(adapter.base, adapter.revision)
+    named = base and not adapter.is_whole
+    opened = open_base(base, revision) if named else open_base(adapter.base, adapter.revision)
     chosen, reason, convert = choose_dtype(opened, dtype)
     plan, untied = make_plan(opened, adapter, convert)
     _refuse_to_destroy(Path(output_dir), opened.folder, adapter.folder)
@@ -74,7 +76,8 @@ def merge(
         _write_index(draft, plan, total)
         _write_rest(draft, opened, adapter.folder, chosen, untied)
     planned = [tensor for tensors in plan.values() for tensor in tensors]
-    changed = sum(tensor.delta is not None or tensor.source.file.parent == adapter.folder for tensor in planned)
+    replacing = not adapter.is_whole  # a whole model lies in that folder and is not changed by anything
+    changed = sum(t.delta is not None or (replacing and t.source.file.parent == adapter.folder) for t in planned)
     seconds = time.monotonic() - started
     return MergeReport(Path(output_dir), opened.name, chosen, reason, len(planned), changed, total, untied, seconds)
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from llm_grpo.answers import JUDGES, extract_xml_answer, only_answer, parse_number, same_answer
+from llm_grpo.answers import JUDGES, MATCHES, extract_xml_answer, only_answer, parse_number
 from llm_grpo.errors import UserError, did_you_mean
 
 
-def correctness(text: str, answer: str | None, *, published: bool = False, answer_format: str = "xml") -> float | None:
+def correctness(
+    text: str, answer: str | None, *, published: bool = False, answer_format: str = "xml", match: str = "value"
+) -> float | None:
     """0 or 2: the one answer in its tags has the gold's value (published: its exact characters, tags or not).
 
     Without tags, or with several answer blocks, there is no answer to pay. None where the row has no gold.
-    answer_format: xml, hash or plain, as the task asks for it.
+    answer_format: xml, hash or plain, as the task asks for it. match: value, number, text or exact, as the task says.
     """
     _known(answer_format)
+    if match not in MATCHES:
+        raise UserError(f"match: there is no '{match}'.{did_you_mean(str(match), MATCHES)}")
     if published:
         return 2.0 if extract_xml_answer(text, published=True) == answer else 0.0
     if answer is None or not answer.strip():
         return None
-    return 2.0 if same_answer(only_answer(text, answer_format), answer) else 0.0
+    return 2.0 if MATCHES[match](only_answer(text, answer_format), answer) else 0.0
 
 
 def int_reward(

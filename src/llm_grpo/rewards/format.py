@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import re
 
-from llm_grpo.answers import TAGS, well_formed
-from llm_grpo.errors import UserError
+from llm_grpo.answers import FORMATS, TAGS, well_formed
+from llm_grpo.errors import UserError, did_you_mean
 
 _TURN = re.compile(r"</reasoning>\s*<answer>")
 _STRICT_TURN = "\n</reasoning>\n<answer>\n"
 _STRICT_END = "\n</answer>\n"
 
 
-def strict_format(text: str, *, published: bool = False, dotall: bool = True) -> float:
+def strict_format(text: str, *, published: bool = False, dotall: bool = True, answer_format: str = "xml") -> float:
     """0 or 0.5: exactly the two blocks, once each, filled, nothing outside them (published: line by line).
 
     dotall belongs to the published pattern: False is the early gist, whose `.` does not cross lines.
+    answer_format: hash asks for one `####` with one line behind it, plain for one line, instead of the blocks.
     """
     _only_published(published, dotall)
-    return 0.5 if (_published_strict(text, dotall) if published else well_formed(text)) else 0.0
+    if answer_format not in FORMATS or (published and answer_format != "xml"):
+        allowed = ["xml"] if published else FORMATS
+        raise UserError(f"answer_format: '{answer_format}' cannot be had.{did_you_mean(str(answer_format), allowed)}")
+    return 0.5 if (_published_strict(text, dotall) if published else FORMATS[answer_format](text)) else 0.0
 
 
 def soft_format(text: str, *, published: bool = False, dotall: bool = True) -> float:

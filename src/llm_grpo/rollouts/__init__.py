@@ -110,16 +110,19 @@ ENGINES: dict[str, Callable[[], list[str]]] = {
 STANDALONE = ("vllm", "transformers")
 
 
-def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES)) -> tuple[str, str]:
-    """(engine, reason). `auto` takes the first that runs and pays here; a wish that cannot be met is a UserError."""
+def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES), *, lora: bool = True) -> tuple[str, str]:
+    """(engine, reason). `auto` takes the first that runs and pays here; a wish that cannot be met is a UserError.
+
+    lora: whether a LoRA is to be trained; only transformers generates from a model that learns with all its weights.
+    """
     if wanted != "auto":
-        missing = ENGINES[wanted]()
+        missing = _missing(wanted, lora)
         if missing:
             raise UserError(f"rollouts.engine: {wanted} needs {' and '.join(missing)}.")
         return wanted, "rollouts.engine asks for it"
     reasons = []
     for name in among:
-        missing = ENGINES[name]()
+        missing = _missing(name, lora)
         if name == "vllm" and not missing and not _has_gpu():
             reasons.append("vllm takes half a minute to start on a CPU and gains nothing for a small model there")
         elif not missing:
@@ -127,3 +130,8 @@ def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES)) -> tuple[s
         else:
             reasons.append(f"{name} needs {' and '.join(missing)}")
     raise AssertionError("transformers runs everywhere")
+
+
+def _missing(name: str, lora: bool) -> list[str]:
+    trained = [] if lora or name == "transformers" else ["a LoRA (lora: null trains all weights)"]
+    return ENGINES[name]() + trained

@@ -24,8 +24,10 @@ def config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Config
 
 def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine, str]:
     """(engine, what it is, for a person). Raises UserError where the model or the wished engine cannot be had."""
-    adapter = runs.find(args.run).chosen_adapter() if args.run else Path(args.adapter) if args.adapter else None
-    name, own = args.model or _base_of(adapter, config), config_of(args)
+    learned = runs.find(args.run).chosen_weights() if args.run else Path(args.adapter) if args.adapter else None
+    whole = learned is not None and runs.is_whole_model(learned)
+    name, adapter = (str(learned), None) if whole else (args.model or _base_of(learned, config), learned)
+    own = config_of(args)
     trained = own.model if own else None
     engine, _ = choose_engine(args.engine, STANDALONE)
     four_bit = bool(trained and trained.load_in_4bit and trained.name == name)
@@ -57,7 +59,7 @@ def _base_of(adapter: Path | None, config: Config | None) -> str:
         return config.model.name
     file = adapter / "adapter_config.json"
     if not file.is_file():
-        raise UserError(f"{adapter}: holds no adapter (no adapter_config.json).")
+        raise UserError(f"{adapter}: holds no adapter and no model (no adapter_config.json, no config.json).")
     if (adapter.parent / "config.yaml").is_file():
         return runs.find(adapter.parent).config().model.name
     return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]

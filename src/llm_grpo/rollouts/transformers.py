@@ -12,6 +12,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Sampling, completion_of, token_ids
+from llm_grpo.runs import is_whole_model
 
 
 class TransformersEngine:
@@ -81,9 +82,13 @@ class TransformersEngine:
 
 def load_engine(model_name: str, adapter: Path | None, template: str | None, **options: Any) -> TransformersEngine:
     """A model (folder or Hub name) with an optional adapter, without unsloth. options: revision, trust_remote_code,
-    batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError."""
+    batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError.
+
+    adapter: what a run learned; where that is a whole model it is opened by itself, in place of its base."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if adapter is not None and is_whole_model(adapter):
+        model_name, adapter, options = str(adapter), None, {**options, "revision": None}
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
     dtype = torch.float32
     if torch.cuda.is_available():

@@ -90,6 +90,7 @@ def collect(rows: Iterable[Row], to_example: ToExample, max_bad_share: float) ->
     to_example(line, values) raises BadRowError with the reason. An id that is taken makes a row a bad one.
     """
     examples: dict[str, Example] = {}
+    first: dict[str, int] = {}  # the line of each id; a task's ids stand in one file
     bad: list[BadRow] = []
     for file, line, values in rows:
         try:
@@ -97,8 +98,8 @@ def collect(rows: Iterable[Row], to_example: ToExample, max_bad_share: float) ->
                 raise BadRowError(values)
             example = to_example(line, values)
             if example.id in examples:
-                raise BadRowError(f"the id '{example.id}' is taken by an earlier row")
-            examples[example.id] = example
+                raise BadRowError(f"the id '{example.id}' stands in line {first[example.id]} already")
+            examples[example.id], first[example.id] = example, line
         except BadRowError as reason:
             bad.append(BadRow(file, line, str(reason)))
     return check_share(Split(tuple(examples.values()), tuple(bad)), max_bad_share)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_grpo.answers import JUDGES, extract_hash_answer, extract_xml_answer
+from llm_grpo.answers import JUDGES, MATCHES, extract_hash_answer, extract_xml_answer, parse_number
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
@@ -36,6 +36,7 @@ class Layout(NamedTuple):
     answer: str
     id: str | None
     gold_format: str
+    numeric: bool
     max_bad_share: float
 
 
@@ -50,6 +51,7 @@ def _task_reading(read: Callable[[Path], Iterator[Row]], kind: str) -> Callable[
         columns: Mapping[str, str] | None = None,
         answer_format: str = "xml",
         gold_format: str = "plain",
+        match: str = "value",
         system: str | None = None,
         validation_share: float = 0.05,
         test_share: float = 0.05,
@@ -61,18 +63,22 @@ def _task_reading(read: Callable[[Path], Iterator[Row]], kind: str) -> Callable[
             an example is called by its file and line.
         answer_format: how the model is to answer: xml, hash or plain.
         gold_format: how the gold stands in the answer column: xml, hash or plain.
+        match: when an answer is the gold: value (as text, number or formula), number, text (case and spaces aside) or
+            exact (every character).
         validation_share, test_share: drawn from `path` by a hash of the question where the split has no file of its
             own, so that a question asked twice stays in one split.
         max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the
             file it is drawn from.
         """
         _known("answer_format", answer_format, JUDGES)
-        layout = _layout(read, columns or {}, gold_format, max_bad_share)
+        _known("match", match, MATCHES)
+        layout = _layout(read, columns or {}, gold_format, match == "number", max_bad_share)
         files = {"train": path, "validation": validation_path, "test": test_path}
         shares = {"validation": validation_share, "test": test_share}
         _check_shares(shares)
         said = SYSTEM_PROMPTS[answer_format] if system is None else system
-        return Task(kind, said, lambda split: _load(split, files, shares, layout), JUDGES[answer_format])
+        judge = functools.partial(JUDGES[answer_format], same=MATCHES[match])
+        return Task(kind, said, lambda split: _load(split, files, shares, layout), judge)
 
     return table_task
 
@@ -86,14 +92,14 @@ def _known(argument: str, given: str, allowed: Iterable[str]) -> None:
         raise UserError(f"task.args.{argument}: there is no '{given}'.{did_you_mean(given, allowed)}")
 
 
-def _layout(read: Any, columns: Mapping[str, str], gold_format: str, max_bad_share: float) -> Layout:
+def _layout(read: Any, columns: Mapping[str, str], gold_format: str, numeric: bool, max_bad_share: float) -> Layout:
     if not isinstance(columns, Mapping):
         raise UserError(f"task.args.columns: give a mapping such as {{question: prompt}}, not {columns!r}.")
     for name in columns:
         _known("columns", name, ("question", "answer", "id"))
     _known("gold_format", gold_format, GOLD_FORMATS)
     question, answer = columns.get("question", "question"), columns.get("answer", "answer")
-    return Layout(read, question, answer, columns.get("id"), gold_format, max_bad_share)
+    return Layout(read, question, answer, columns.get("id"), gold_format, numeric, max_bad_share)
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -166,6 +172,8 @@ def _example(default_id: str, row: Mapping[str, Any], layout: Layout) -> Example
     answer = GOLD_FORMATS[layout.gold_format](text_of(_numbers_as_text(row), layout.answer))
     if not answer:
         raise BadRowError(f"no {layout.gold_format} answer in '{layout.answer}'")
+    if layout.numeric and parse_number(answer) is None:
+        raise BadRowError(f"'{answer[:40]}' in '{layout.answer}' is no number (task.args.match)")
     identity = text_of(_numbers_as_text(row), layout.id) if layout.id else default_id
     meta = {name: value for name, value in row.items() if name not in (layout.question, layout.answer, layout.id)}
     if layout.gold_format == "hash":
