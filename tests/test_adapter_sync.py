@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, TINY
+from conftest import ROOT, TINY, run_script
 from rich.console import Console
 from trl import GRPOTrainer
 
 from llm_grpo import runs
 from llm_grpo.config import load_config
+from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy, save_adapter
 from llm_grpo.problems import build_rewards, prepare
-from llm_grpo.rollouts import Sampling
 from llm_grpo.rollouts.adapter_sync import AdapterSync, generate_with_vllm, vllm_rank
+from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.tasks import build_task
-from llm_grpo.training import build_trainer
+from llm_grpo.training import build_trainer, optimise
 from llm_grpo.watching import watch
 
 pytestmark = pytest.mark.skipif(
@@ -34,9 +30,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+WATCHED: list[Any] = []  # the callbacks of the newest trainer
+
+
 def trainer_of(folder: Path, *overrides: str) -> Any:
     """The demo's trainer, generating through vLLM, with a LoRA that is no longer zero."""
-    small = ["grpo.max_steps=2", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=0"]
+    small = ["grpo.vllm_importance_sampling_mode=token_truncate", "grpo.max_steps=2", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=0"]
     config = load_config(
         ROOT / "configs" / "demo.yaml",
         [f"run.output_dir={folder}", f"model.name={TINY}", "rollouts.engine=vllm", *small, *overrides],
@@ -50,6 +49,7 @@ def trainer_of(folder: Path, *overrides: str) -> Any:
     task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
     data = prepare(task, "train", config, policy.tokenizer, 64)
     watched = watch(config, run, Console(quiet=True), dict, lambda folder: save_adapter(policy, folder))
+    WATCHED[:] = [watched]
     return build_trainer(config, policy, task, data.problems, rewards, run, watched)
 
 
@@ -74,6 +74,7 @@ def sampled_with(trainer: Any, offset: float) -> Iterator[None]:
 
 def batch_and_loss(trainer: Any) -> tuple[dict[str, torch.Tensor], float]:
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # the training loop sets it
     rows = [trainer.train_dataset[index // 8] for index in range(16)]
     output = trainer._generate_and_score_completions(rows)
     return output, float(trainer._compute_loss(trainer.model, output))
@@ -152,51 +153,35 @@ def test_a_4_bit_policy_is_answered_for_from_its_own_weights(tmp_path: Path) -> 
     assert gap.max() < 1e-3, gap.max()
 
 
-def test_the_merged_folder_answers_in_vllm_as_in_transformers(demo_run) -> None:
-    from llm_grpo.rollouts import transformers, vllm
-
-    run, _ = demo_run
-    prompts = [[{"role": "user", "content": f"Tom has {n} pens and buys 7 more. How many?"}] for n in range(5, 13)]
-    here = transformers.load_engine(str(run / "merged"), None, None).generate(prompts, Sampling(max_tokens=40))
-    there = vllm.load_engine(str(run / "merged"), None, None, 256).generate(prompts, Sampling(max_tokens=40))
-    assert here == there
-
-
-TRAIN = ["src/train.py", "--config", "configs/demo.yaml", "rollouts.engine=vllm", *SMALL]
-
-
-def test_a_killed_worker_ends_the_run_with_a_message_and_a_usable_checkpoint(tmp_path: Path) -> None:
-    """vLLM in a process of its own, killed in the middle: what was learned is saved, and --resume goes on."""
-    words = [*TRAIN, f"run.output_dir={tmp_path}", "grpo.max_steps=400", "evaluation.every_steps=0"]
-    running = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-    )
-    run = runs.Run(tmp_path / "demo")
-    try:
-        deadline = time.monotonic() + 400
-        while runs.last_step(run) < 3 and time.monotonic() < deadline and running.poll() is None:
-            time.sleep(0.2)
-        os.kill(worker_of(running.pid), signal.SIGKILL)
-        out, err = running.communicate(timeout=200)
-    finally:
-        running.kill()
-    assert running.returncode == 2 and "Traceback" not in err, out + err
-    assert "vLLM's worker process is gone" in err and "grpo.max_completion_length" in err, err
-    assert (run.adapter / "adapter_model.safetensors").is_file() and run.last_checkpoint() is not None
-    steps = int(run.last_checkpoint().name.rpartition("-")[2])
-    resumed = subprocess.run(
-        [sys.executable, *words, "rollouts.engine=transformers", "--resume", f"grpo.max_steps={steps + 1}"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+def test_the_merged_folder_answers_in_vllm_as_in_transformers(demo_run, tmp_path: Path) -> None:
+    said = {}
+    for engine in ("transformers", "vllm"):
+        how = ["--temperature", "0", "--max_tokens", "40", "--engine", engine, "--output", tmp_path / engine]
+        done = run_script(
+            "src/infer.py", "--model", demo_run[0] / "merged", "--prompts", "examples/sample_prompts.jsonl", *how
+        )
+        assert done.returncode == 0 and f"generated by {engine}" in done.stdout, done.stderr
+        said[engine] = (tmp_path / engine).read_text()
+    assert said["vllm"] == said["transformers"]
 
 
-def worker_of(parent: int) -> int:
-    import psutil
+def test_no_memory_left_ends_the_run_with_the_knob_and_a_usable_checkpoint(trainer, monkeypatch) -> None:
+    """The second generation asks for more memory than any machine has; what the first step learned is saved."""
+    real, calls = trainer.vllm_generation.generate, []
 
-    return next(child.pid for child in psutil.Process(parent).children(recursive=True) if "EngineCore" in child.name())
+    def too_much(**words: Any) -> Any:
+        calls.append(1)
+        return real(**words) if len(calls) == 1 else torch.empty(2**50)
+
+    monkeypatch.setattr(trainer.vllm_generation, "generate", too_much)
+    run = runs.Run(Path(trainer.args.output_dir).parent)
+    with pytest.raises(UserError, match=r"ran out of memory.*grpo.max_completion_length"):
+        optimise(trainer, WATCHED[0], run, None)
+    checkpoint = run.last_checkpoint()
+    assert checkpoint is not None and checkpoint.name == "checkpoint-1"
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def test_other_errors_of_an_engine_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), crash_told():
+        raise RuntimeError("shapes do not fit")

@@ -40,7 +40,8 @@ def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | Non
     options go to vllm.LLM as they are (dtype, gpu_memory_utilization, seed, quantization, revision ...). On a CPU the
     KV cache gets 1 GiB, threads are not bound to cores (the trainer shares them), and nothing is compiled.
     """
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: no second interpreter, no copies
+    # One process: no second interpreter, no copies, and no worker whose death would leave vLLM waiting for ever.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if not torch.cuda.is_available():
@@ -77,7 +78,7 @@ class AdapterSync:
     """
 
     def __init__(self, model: Any, llm: Any, adapter: str = "default") -> None:
-        self.model, self.llm, self.adapter, self.pushed = model, llm, adapter, 0
+        self.model, self.llm, self.adapter, self.pushed, self.request = model, llm, adapter, 0, None
         shared = Path("/dev/shm")
         self._folder = tempfile.TemporaryDirectory(
             prefix="adapter-sync-", dir=shared if os.access(shared, os.W_OK) else None
@@ -105,6 +106,7 @@ class AdapterSync:
             self.llm.llm_engine.remove_lora(self.pushed - 1)
             shutil.rmtree(folder.with_name(str(self.pushed - 1)), ignore_errors=True)
         self.llm.llm_engine.add_lora(request)  # now, so that a fault is told here and the time is the sync's
+        self.request = request
         return request
 
 
@@ -113,11 +115,10 @@ class VLLMRollouts:
 
     def __init__(self, trainer: Any, sync: AdapterSync, seed: int | None) -> None:
         self.trainer, self.sync, self.llm, self.seed = trainer, sync, sync.llm, seed
-        self.request: Any = None
 
     def sync_weights(self) -> None:
         """TRL calls this before the first generation after an optimiser step."""
-        self.request = self.sync.push()
+        self.sync.push()
 
     def generate(
         self, prompts: Sequence[list[int]], images: Any, num_generations: int, profiler: Any
@@ -129,7 +130,7 @@ class VLLMRollouts:
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
         with profiler, isolated():
             outputs = self.llm.generate(
-                requests, self._sampling(len(requests)), lora_request=self.request, use_tqdm=False
+                requests, self._sampling(len(requests)), lora_request=self.sync.request, use_tqdm=False
             )
         answers = [output.outputs[0] for output in outputs]
         tokens = [list(answer.token_ids) for answer in answers]
@@ -190,12 +191,14 @@ def dequantise(model: Any, tokenizer: Any, folder: Path) -> Path:
     from huggingface_hub import save_torch_state_dict
 
     base = model.get_base_model()
-    weights = {}
+    weights, seen = {}, set()  # tied weights are written once, under the first of their names
     for name, module in base.named_modules():
         for own, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             full = f"{name}.{own}".replace(".base_layer.", ".")
-            if ".lora_" in f".{full}" or own in getattr(module, "_non_persistent_buffers_set", ()):
+            temporary = own in getattr(module, "_non_persistent_buffers_set", ())
+            if ".lora_" in f".{full}" or temporary or value.data_ptr() in seen:
                 continue
+            seen.add(value.data_ptr())
             state = getattr(value, "quant_state", None)
             weights[full] = (value if state is None else dequantize_4bit(value.data, state)).detach().cpu()
     save_torch_state_dict(weights, folder)
