@@ -1,6 +1,7 @@
 """Does the demo learn with every seed? Runs configs/demo.yaml once per seed and writes down what came of it.
 
     python benchmarks/demo_seeds.py --seeds 0 1 2
+    python benchmarks/demo_seeds.py --seeds 0 --engine vllm
 
 One run after the other, each in a process of its own; the JSON (date, commit, machine) goes to benchmarks/results/.
 """
@@ -21,9 +22,10 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def run(seed: int, outputs: Path) -> dict:
+def run(seed: int, engine: str, outputs: Path) -> dict:
     """One demo run: its summary, and whether it meets what the README promises."""
     words = ["--config", "configs/demo.yaml", f"run.seed={seed}", f"run.name=seed-{seed}", f"run.output_dir={outputs}"]
+    words += [f"rollouts.engine={engine}"]
     subprocess.run([sys.executable, "src/train.py", *words], cwd=ROOT, check=True)
     folder = outputs / f"seed-{seed}"
     summary = json.loads((folder / "summary.json").read_text())
@@ -48,19 +50,21 @@ def promises(summary: dict) -> dict[str, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"], help="who generates")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as outputs:
-        runs = [run(seed, Path(outputs)) for seed in args.seeds]
+        runs = [run(seed, args.engine, Path(outputs)) for seed in args.seeds]
     now = datetime.now(timezone.utc)
     machine = {"cpus": os.cpu_count(), "platform": f"{platform.system()} {platform.machine()}"}
     result = {
         "what": "configs/demo.yaml, one run per seed",
+        "engine": args.engine,
         "date": now.isoformat(timespec="seconds"),
         **machine,
         "runs": runs,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"demo_seeds-{now:%Y-%m-%d}.json"
+    path = RESULTS / f"demo_seeds{'' if args.engine == 'transformers' else f'-{args.engine}'}-{now:%Y-%m-%d}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     for row in runs:
         before, after, lenient = row["before"], row["after"], row["paired"]["lenient"]

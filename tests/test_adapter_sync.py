@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from llm_grpo import runs
 from llm_grpo.config import load_config
 from llm_grpo.errors import UserError
-from llm_grpo.policy import load_policy, save_adapter
+from llm_grpo.policy import load_policy, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rollouts.adapter_sync import AdapterSync, generate_with_vllm, vllm_rank
 from llm_grpo.rollouts.crash import crash_told
@@ -35,7 +35,12 @@ WATCHED: list[Any] = []  # the callbacks of the newest trainer
 
 def trainer_of(folder: Path, *overrides: str) -> Any:
     """The demo's trainer, generating through vLLM, with a LoRA that is no longer zero."""
-    small = ["grpo.vllm_importance_sampling_mode=token_truncate", "grpo.max_steps=2", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=0"]
+    small = [
+        "grpo.vllm_importance_sampling_mode=token_truncate",
+        "grpo.max_steps=2",
+        "grpo.per_device_train_batch_size=16",
+        "evaluation.every_steps=0",
+    ]
     config = load_config(
         ROOT / "configs" / "demo.yaml",
         [f"run.output_dir={folder}", f"model.name={TINY}", "rollouts.engine=vllm", *small, *overrides],
@@ -48,7 +53,7 @@ def trainer_of(folder: Path, *overrides: str) -> Any:
             torch.nn.init.normal_(parameter, std=0.02)
     task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
     data = prepare(task, "train", config, policy.tokenizer, 64)
-    watched = watch(config, run, Console(quiet=True), dict, lambda folder: save_adapter(policy, folder))
+    watched = watch(config, run, Console(quiet=True), dict, lambda folder: save_weights(policy, folder))
     WATCHED[:] = [watched]
     return build_trainer(config, policy, task, data.problems, rewards, run, watched)
 
