@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_grpo.answers import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
-from llm_grpo.records import Reward, RewardFunction
+from llm_grpo.records import Example, Reward, RewardFunction
 from llm_grpo.rewards import LEARNED, REWARDS, build_reward
 
 if TYPE_CHECKING:
@@ -139,21 +139,42 @@ def attack_rewards(args: argparse.Namespace) -> int:
         raise UserError(f"--margin: points from 0 up, not {args.margin}.")
     config = load_config(args.config, overrides=args.overrides)
     rewards = build_rewards(config.rewards)
-    verdicts, margin = attack(rewards, _answer_format(config), args.margin)
+    verdicts, margin = attack(rewards, _answer_format(config), args.margin, **_example_of(config))
     _show_attack(verdicts, rewards, margin)
     return 1 if any(verdict.fault for verdict in verdicts) else 0
 
 
-def _answer_format(config: Config) -> str:
-    """How the config's task wants its answers: the name of its judge."""
-    from llm_grpo.answers import JUDGES
+def _example_of(config: Config) -> dict[str, Example]:
+    """The first training example as the model is asked it, for rewards that may read more than the answer."""
+    from dataclasses import replace
+
+    from llm_grpo.problems import system_prompt, worked_examples
+    from llm_grpo.prompts import with_system
     from llm_grpo.tasks import build_task
 
-    judge = build_task(config.task.name, config.task.args).judge
-    return next((name for name, known in JUDGES.items() if known is judge), "xml")
+    if all(reward.name in REWARDS for reward in config.rewards):
+        return {}  # ours are given what they read anyhow, and the data need not be at hand
+    task = build_task(config.task.name, config.task.args)
+    try:
+        example = task.load("train").examples[0]
+        messages = with_system(example.prompt, system_prompt(config, task), worked_examples(config, task))
+    except UserError as error:
+        _console().print(f"The columns of the data are not handed over, only the answer: {error}", markup=False)
+        return {}
+    return {"example": replace(example, prompt=tuple(messages))}
+
+
+def _answer_format(config: Config) -> str:
+    """How the config's task wants its answers: the name of its judge."""
+    from llm_grpo.answers import format_of
+    from llm_grpo.tasks import build_task
+
+    return format_of(build_task(config.task.name, config.task.args).judge) or "xml"
 
 
 def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin: float) -> None:
+    from llm_grpo.rewards.attack import backwards
+
     heads = [f"{reward.label.removesuffix('_reward_func')} x{reward.weight:g}" for reward in rewards]
     table = _table("completion", "total", *heads, "")
     for verdict in verdicts:
@@ -163,6 +184,10 @@ def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin:
     faults = sum(bool(verdict.fault) for verdict in verdicts)
     console = _console()
     console.print(table)
+    for reward in backwards(verdicts, rewards):
+        console.print(
+            f"{reward.label} x{reward.weight:g} pays a wrong answer more than a right one: is the sign right?"
+        )
     console.print(f"margin over the honest wrong one: {margin:g} points")
     console.print(f"{faults} of {len(verdicts)} cases pay more than they should" if faults else "no attack succeeds")
 

@@ -81,6 +81,7 @@ WRONG = [
     ("grpo: {max_steps: 0}", "grpo.max_steps: 0 given", "no training"),
     ("grpo: {max_steps: 5, num_train_epochs: 1.0}", "max_steps is given too", "one of them would be ignored"),
     ("grpo: {max_completion_length: 2048}", "leaves no room for a prompt", "the window is 2048"),
+    ("grpo: {multi_objective_aggregation: normalize_then_sum, scale_rewards: none}", "TRL reads it only with", "ignored in silence"),
     ("rewards: []", "rewards", "nothing to learn from"),
     ("logging: {report_to: [mlflow]}", "logging.report_to.0: 'mlflow' is not allowed", "a choice in a list"),
     ("origins: {}", "origins: unknown key", "an internal field is not a setting"),

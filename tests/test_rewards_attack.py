@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from llm_grpo.answers import JUDGES
-from llm_grpo.records import Reward
-from llm_grpo.rewards import REWARDS, build_reward, lift
-from llm_grpo.rewards.attack import Verdict, attack, attack_cases
+from llm_grpo.records import Example, Reward
+from llm_grpo.rewards import REWARDS, RewardError, build_reward, guard, lift
+from llm_grpo.rewards.attack import Verdict, attack, attack_cases, backwards
 
 
 def rewards_of(args: dict[str, object], *names: str) -> list[Reward]:
@@ -81,6 +81,27 @@ WEAK = [
 @pytest.mark.parametrize(("score", "cases", "why"), WEAK)
 def test_a_weak_reward_is_found_out(score: Callable[[str], float], cases: set[str], why: str) -> None:
     assert cases <= faults(verdicts_of(score)), why
+
+
+def test_a_reward_may_read_the_tasks_columns_and_its_prompt() -> None:
+    def reads(prompts, completions, answer, level, **columns):
+        return [
+            2.0 * (level[0] == "hard" and prompts[0][-1]["content"] == "Q?" and a in c[0]["content"])
+            for c, a in zip(completions, answer, strict=True)
+        ]
+
+    example = Example("1", ({"role": "user", "content": "Q?"},), "7", {"level": "hard"})
+    verdicts, _ = attack([Reward("reads", guard(reads, "reads"), 1.0)], "xml", example=example)
+    assert verdicts[0].total == 2.0 and verdicts[0].case.gold == "42", "the gold is the case's, the rest the example's"
+    with pytest.raises(RewardError, match="level"):
+        attack([Reward("reads", guard(reads, "reads"), 1.0)], "xml")
+
+
+def test_a_negative_weight_is_named() -> None:
+    both = rewards_of({}, "int_reward_func", "correctness_reward_func")
+    turned = [both[0], Reward("correctness_reward_func", both[1].function, -0.1)]
+    assert backwards(attack(both, "xml")[0], both) == []
+    assert backwards(attack(turned, "xml")[0], turned) == [turned[1]]
 
 
 def test_the_margin_decides() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llm_grpo.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
-from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of
+from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of, weighted_sum
 from llm_grpo.rollouts import Engine, Sampling
 
 SHARES = ("strict_accuracy", "lenient_accuracy", "format_rate")
@@ -71,7 +71,7 @@ def report_on(scored: Sequence[Scored], rewards: Sequence[Reward]) -> dict[str, 
     report["truncated_share"] = _mean([s.completion.truncated for s in scored])
     report["mean_tokens"] = _mean([s.completion.tokens for s in scored])
     report["rewards"] = {r.label: _mean([s.rewards[r.label] for s in scored]) for r in rewards}
-    report["reward"] = sum(r.weight * (report["rewards"][r.label] or 0.0) for r in rewards)
+    report["reward"] = _mean([weighted_sum(rewards, s.rewards) for s in scored])
     report["items"] = [item(s) for s in scored]
     return report
 

@@ -113,6 +113,9 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(
             f"grpo.num_generations: {values['num_generations']} given. GRPO compares answers to one prompt: at least 2."
         )
+    per_objective = values.get("multi_objective_aggregation") == "normalize_then_sum"
+    if per_objective and values.get("scale_rewards", "group") not in ("group", True):
+        faults.append("grpo.scale_rewards: TRL reads it only with multi_objective_aggregation: sum_then_normalize.")
     if faults:
         return faults
     rounds = values.get("steps_per_generation") or values["gradient_accumulation_steps"]

@@ -40,6 +40,13 @@ class Reward:
     weight: float
 
 
+def weighted_sum(rewards: Sequence[Reward], scores: Mapping[str, float | None]) -> float | None:
+    """What one completion earns in all, as TRL adds it up (1.15): a score of None counts nothing, and where no
+    reward could judge it there is no sum."""
+    known = [reward.weight * scores[reward.label] for reward in rewards if scores[reward.label] is not None]
+    return sum(known) if known else None
+
+
 @dataclass(frozen=True)
 class Completion:
     """What the policy wrote; `truncated` when it ran into the token limit instead of stopping."""

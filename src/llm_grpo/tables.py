@@ -27,7 +27,7 @@ def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
         table.add_row(NAMES[name], share(report, name))
     for label, value in report["rewards"].items():
         table.add_row(label, "-" if value is None else f"{value:.3f}")
-    table.add_row("reward, weighted", f"{report['reward']:.3f}")
+    table.add_row("reward, weighted", "-" if report["reward"] is None else f"{report['reward']:.3f}")
     table.add_row("tokens per answer", "-" if report["mean_tokens"] is None else f"{report['mean_tokens']:.1f}")
     table.add_row("truncated", "-" if report["truncated_share"] is None else f"{report['truncated_share']:.1%}")
     for kind in ("strict", "lenient") if "sampled" in report else ():

@@ -29,7 +29,7 @@ def results(
     """The table of held-out problems with 95 % intervals, and what changed item by item. learned: what was measured."""
     columns = [report for report in (before, after) if report]
     rows = [[NAMES[name], *(interval(report, name) for report in columns)] for name in SHARES]
-    rows += [["reward, weighted sum", *(f"{report['reward']:.3f}" for report in columns)]]
+    rows += [["reward, weighted sum", *("-" if r["reward"] is None else f"{r['reward']:.3f}" for r in columns)]]
     rows += [["tokens per answer", *(f"{report['mean_tokens'] or 0:.1f}" for report in columns)]]
     for number in ("avg_at_k", "maj_at_k"):
         if any(f"{number}_ci95" not in report.get("sampled", {}).get("strict", {}) for report in columns):
@@ -122,6 +122,8 @@ def rewards(config: Config, after: Mapping[str, Any] | None) -> str:
     args = [json.dumps(_public(reward.args)) if reward.args else "" for reward in config.rewards]
     rows = [[f"`{shown(r.name)}`", f"{r.weight:g}", text] for r, text in zip(config.rewards, args, strict=True)]
     said = f"## Rewards\n\n{table(['function', 'weight', 'arguments'], rows)}"
+    if config.grpo["multi_objective_aggregation"] == "normalize_then_sum":
+        said += "\n\nEach was normalised within the answers to one prompt before the weighted sum."
     if after:
         means = [[f"`{name}`", f"{value:.3f}"] for name, value in after["rewards"].items() if value is not None]
         said += f"\n\nMean per held-out answer, after training:\n\n{table(['function', 'mean'], means)}"

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_grpo.answers import write_answer
-from llm_grpo.records import Reward
+from llm_grpo.records import Example, Reward, columns_of, weighted_sum
 
 RIGHT, WRONG = "42", "17"
+ASKED = Example("attack", ({"role": "user", "content": "6 boxes hold 7 apples each. How many is that?"},), RIGHT)
 MARGIN_SHARE = 0.1
 THOUGHT = (
     "First we read that there are 6 boxes. Then each box holds 7 apples, so we multiply the two numbers.\n"
@@ -106,19 +107,33 @@ def _xml_cases() -> list[Case]:
     return _bare_cases() + [Case(name, "degenerate", text) for name, text in texts.items()]
 
 
-def attack(rewards: Sequence[Reward], answer_format: str, margin: float | None = None) -> tuple[list[Verdict], float]:
-    """Score every case and judge its total; also the margin in points. Raises RewardError where a reward fails."""
+def attack(
+    rewards: Sequence[Reward], answer_format: str, margin: float | None = None, example: Example = ASKED
+) -> tuple[list[Verdict], float]:
+    """Score every case and judge its total; also the margin in points. Raises RewardError where a reward fails.
+
+    example: one of the task's, whose conversation and columns every case is given, so that a reward that reads more
+    than the answer can be tried; the answer is the case's own.
+    """
     cases = attack_cases(answer_format)
-    columns = {"prompts": [""] * len(cases), "answer": [case.gold for case in cases]}
+    columns = columns_of([example] * len(cases))
+    columns |= {"prompts": [list(example.prompt)] * len(cases), "answer": [case.gold for case in cases]}
     completions = [[{"role": "assistant", "content": case.text}] for case in cases]
     lists = {reward.label: reward.function(completions=completions, **columns) for reward in rewards}
     scores = [{label: values[row] for label, values in lists.items()} for row in range(len(cases))]
-    totals = [sum(reward.weight * (row[reward.label] or 0.0) for reward in rewards) for row in scores]
+    totals = [weighted_sum(rewards, row) or 0.0 for row in scores]
     right = min(total for case, total in zip(cases, totals, strict=True) if case.kind == "right")
     wrong = max(total for case, total in zip(cases, totals, strict=True) if case.kind == "wrong")
     margin = MARGIN_SHARE * max(0.0, right - wrong) if margin is None else margin
     faults = [_fault(case, total, right, wrong, margin) for case, total in zip(cases, totals, strict=True)]
     return [Verdict(*row) for row in zip(cases, scores, totals, faults, strict=True)], margin
+
+
+def backwards(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> list[Reward]:
+    """Those whose weighted score is lower for the honest right answer than for the honest wrong one."""
+    first = {v.case.kind: v.scores for v in reversed(verdicts) if v.case.kind != "degenerate"}
+    both = [(r, first["right"][r.label], first["wrong"][r.label]) for r in rewards]
+    return [r for r, right, wrong in both if None not in (right, wrong) and r.weight * right < r.weight * wrong]
 
 
 def _fault(case: Case, total: float, right: float, wrong: float, margin: float) -> str:
