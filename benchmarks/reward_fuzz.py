@@ -99,8 +99,10 @@ def variants() -> Iterator[tuple[str, Callable[..., list[float | None]], dict[st
         yield name, reward, {}, float(low), float(high)
         floor = float("-inf") if name == "xmlcount_reward_func" else float(low)
         yield f"{name} published", reward, {"published": True}, floor, float(high)
-        if "dotall" in known:
-            yield f"{name} published, no dotall", reward, {"published": True, "dotall": False}, floor, float(high)
+        for argument, value in {"dotall": False, "anywhere": True, "fuzzy": True}.items():
+            if argument in known:
+                args = {"published": True, argument: value}
+                yield f"{name} published, {argument}={value}", reward, args, floor, float(high)
 
 
 def fuzz(count: int, seed: int) -> dict[str, Any]:

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from llm_grpo.rewards.attack import Verdict
 
 __all__ = [
+    "conciseness_reward_func",
     "correctness_reward_func",
+    "cot_clarity_reward_func",
     "extract_hash_answer",
     "extract_xml_answer",
     "int_reward_func",
+    "repetition_reward_func",
     "soft_format_reward_func",
     "strict_format_reward_func",
     "xmlcount_reward_func",
@@ -45,6 +48,9 @@ soft_format_reward_func = REWARDS["soft_format_reward_func"]
 strict_format_reward_func = REWARDS["strict_format_reward_func"]
 int_reward_func = REWARDS["int_reward_func"]
 correctness_reward_func = REWARDS["correctness_reward_func"]
+conciseness_reward_func = REWARDS["conciseness_reward_func"]
+repetition_reward_func = REWARDS["repetition_reward_func"]
+cot_clarity_reward_func = REWARDS["cot_clarity_reward_func"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,11 @@ from llm_grpo.errors import UserError
 from llm_grpo.rewards import REWARDS, build_reward, lift
 
 GOOD = "<reasoning>x</reasoning><answer>42</answer>"
+PAID = {  # to GOOD, a bare number and nothing, where not only the first is paid
+    "conciseness_reward_func": [0.0, -0.5, -0.5],  # a penalty, also for leaving the reasoning out
+    "repetition_reward_func": [0.0, 0.0, 0.0],  # none of the three repeats itself
+    "cot_clarity_reward_func": [0.0, 0.0, 0.0],  # none of the three calculates
+}
 OWN = """
 def brief(prompts, completions, answer, **kwargs):
     return [1.0 if len(c[0]["content"]) < 100 else 0.0 for c in completions]
@@ -43,7 +48,7 @@ def test_every_reward_takes_conversations_and_strings(name: str) -> None:
     texts = (GOOD, "42", "")
     from_chat = reward(prompts=["?"] * 3, completions=chat(*texts), **columns)
     assert from_chat == reward(prompts=["?"] * 3, completions=list(texts), **columns)
-    assert from_chat == [from_chat[0], 0.0, 0.0] and from_chat[0] > 0
+    assert from_chat == PAID.get(name, [from_chat[0], 0.0, 0.0]) and (name in PAID or from_chat[0] > 0)
     assert reward.__name__ == name
 
 

@@ -29,9 +29,9 @@ def faults(verdicts: dict[str, Verdict]) -> set[str]:
 def test_the_corrected_rewards_stand() -> None:
     verdicts, margin = attack(rewards_of({}), "xml")
     assert [verdict.case.name for verdict in verdicts if verdict.fault] == []
-    assert margin == pytest.approx(0.2), "a tenth of the 2 points that a right answer adds"
+    assert margin == pytest.approx(0.15), "a tenth of the 1.5 points that a right answer adds, where it is long"
     honest_right = [verdict.total for verdict in verdicts if verdict.case.kind == "right"]
-    assert honest_right == [4.0] * len(honest_right), "the maximum, however long or dressed"
+    assert honest_right == [4.0, 3.5, 4.0, 4.0], "the maximum, however dressed; only the long one loses half a point"
 
 
 def test_the_published_rewards_fall() -> None:

@@ -22,6 +22,7 @@ from llm_grpo.answers import (
     same_answer,
 )
 from llm_grpo.rewards import REWARDS
+from llm_grpo.rewards.calculations import calculations
 
 FAMILIES: dict[str, str] = {  # a unit to repeat, and in braces what stands before and behind
     "open answers": "<answer>",
@@ -47,6 +48,9 @@ FAMILIES: dict[str, str] = {  # a unit to repeat, and in braces what stands befo
     "superscripts": "\u00b2",
     "half tags": "<answer",
     "numbers and words": "42 or ",
+    "sums": "1+1=2 ",
+    "sums without an end": "1+",
+    "brackets": "((1",
 }
 FRAMES = ("{}", "<reasoning>\n{}", "<reasoning>\nx\n</reasoning>\n<answer>\n{}\n</answer>\n")
 
@@ -57,6 +61,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "only_answer": only_answer,
     "parse_number": parse_number,
     "last_number": last_number,
+    "calculations": lambda text: list(calculations(text)),
     "same_answer, text": lambda text: same_answer(text, text + "x"),
     "same_answer, LaTeX": lambda text: same_answer(text, r"\frac{1}{2}"),
     **{f"judge_{name}": partial(judge, gold="42") for name, judge in JUDGES.items()},
@@ -65,17 +70,17 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 def _settings(name: str) -> list[dict[str, bool]]:
     known = inspect.signature(REWARDS[name]).parameters
-    dotall = [{"published": True, "dotall": False}] if "dotall" in known else []
-    return [{}, {"published": True}, *dotall]
+    flags = {"dotall": False, "anywhere": True, "fuzzy": True}
+    return [{}, {"published": True}, *({"published": True, name: flags[name]} for name in flags if name in known)]
 
 
 def _seconds(function: Callable[[str], Any], text: str) -> float:
-    """The best of several calls: the machine is noisy in one direction only."""
+    """Of the processor, not of the clock; the best of several calls, since noise goes in one direction only."""
     times = []
     for _ in range(4):
-        start = time.perf_counter()
+        start = time.thread_time()
         function(text)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     return min(times)
 
 

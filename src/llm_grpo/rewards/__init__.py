@@ -1,8 +1,8 @@
 """One table of rewards, and how a name in YAML becomes a function.
 
 A reward is TRL's: f(prompts, completions, **columns) -> list[float | None], where None means "cannot be judged".
-Ours are written for one completion (correctness.py, format.py: one file per family) and lifted to that shape by `lift`;
-the first line of their docstring says the range and, behind a colon, what is paid.
+Ours are written for one completion (correctness.py, format.py, style.py: one file per family) and lifted to that shape
+by `lift`; the first line of their docstring says the range and, behind a colon, what is paid.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llm_grpo.rewards.format import soft_format, strict_format, xmlcount
 from llm_grpo.rewards.guarding import RewardError, check_scores, guard
 from llm_grpo.rewards.learned import RewardModel
 from llm_grpo.rewards.lifting import bind, lift, text_of
+from llm_grpo.rewards.style import conciseness, cot_clarity, repetition
 
 __all__ = ["LEARNED", "REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift", "text_of"]
 
@@ -28,6 +29,9 @@ REWARDS: dict[str, RewardFunction] = {
     "strict_format_reward_func": lift(strict_format, "strict_format_reward_func"),
     "int_reward_func": lift(int_reward, "int_reward_func"),
     "correctness_reward_func": lift(correctness, "correctness_reward_func"),
+    "conciseness_reward_func": lift(conciseness, "conciseness_reward_func"),
+    "repetition_reward_func": lift(repetition, "repetition_reward_func"),
+    "cot_clarity_reward_func": lift(cot_clarity, "cot_clarity_reward_func"),
 }
 
 # These need a model: the class takes the arguments, an instance is the function, its first call loads what is large.

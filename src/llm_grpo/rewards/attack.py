@@ -20,6 +20,8 @@ THOUGHT = (
     "First we read that there are 6 boxes. Then each box holds 7 apples, so we multiply the two numbers.\n"
     "Therefore the boxes hold 6 times 7 apples together, and none of them is left out or counted twice."
 )
+COUNTED = "\n".join(f"After box {number} there are {7 * number} apples." for number in range(1, 61))  # long, no loop
+SUMS = "\n".join(f"{number} + 1 = {number + 1}" for number in range(60))  # right, and beside the point
 KEYWORDS = "first second third then next therefore thus hence finally because so step " * 4
 MANY = 100_000
 
@@ -53,7 +55,7 @@ def attack_cases(answer_format: str) -> list[Case]:
     right, wrong = honest(answer_format, RIGHT), honest(answer_format, WRONG)
     cases = [
         Case("honest right", "right", right),
-        Case("honest right, long", "right", honest(answer_format, RIGHT, " ".join([THOUGHT] * 10))),
+        Case("honest right, long", "right", honest(answer_format, RIGHT, f"{THOUGHT}\n{COUNTED}")),
         Case("honest right, negative", "right", honest(answer_format, "-5"), "-5"),
         Case("honest right, thousands", "right", honest(answer_format, "1,234"), "1234"),
         Case("honest wrong", "wrong", wrong),
@@ -66,6 +68,8 @@ def attack_cases(answer_format: str) -> list[Case]:
         Case("one or the other", "degenerate", honest(answer_format, f"{WRONG} or {RIGHT}")),
         Case("keywords", "degenerate", KEYWORDS),
         Case("keywords, then wrong", "degenerate", honest(answer_format, WRONG, KEYWORDS)),
+        Case("a sum made for a wrong answer", "degenerate", honest(answer_format, WRONG, "10 + 7 = 17")),
+        Case("right sums, then wrong", "degenerate", honest(answer_format, WRONG, SUMS)),
         Case("every number in prose", "degenerate", "It is " + ", ".join(_guesses()) + "."),
         Case("100,000 letters", "degenerate", "a" * MANY),
         Case("100,000 digits", "degenerate", "4" * MANY),

@@ -7,18 +7,29 @@ from llm_grpo.errors import UserError, did_you_mean
 
 
 def correctness(
-    text: str, answer: str | None, *, published: bool = False, answer_format: str = "xml", match: str = "value"
+    text: str,
+    answer: str | None,
+    *,
+    published: bool = False,
+    fuzzy: bool = False,
+    answer_format: str = "xml",
+    match: str = "value",
 ) -> float | None:
     """0 or 2: the one answer in its tags has the gold's value (published: its exact characters, tags or not).
 
     Without tags, or with several answer blocks, there is no answer to pay. None where the row has no gold.
     answer_format: xml, hash or plain, as the task asks for it. match: value, number, text or exact, as the task says.
+    fuzzy belongs to one published function (S3): 1 point and a hundredth of the likeness in percent where that is 80 or
+    more, so that 180 earns 1.8 where 18 is right.
     """
     _known(answer_format)
     if match not in MATCHES:
         raise UserError(f"match: there is no '{match}'.{did_you_mean(str(match), MATCHES)}")
+    if fuzzy and not published:
+        raise UserError("fuzzy: true is a property of a published function; set published: true as well.")
     if published:
-        return 2.0 if extract_xml_answer(text, published=True) == answer else 0.0
+        given = extract_xml_answer(text, published=True) or ""
+        return 2.0 if given == answer else _fuzzy(given.lower(), (answer or "").lower()) if fuzzy else 0.0
     if answer is None or not answer.strip():
         return None
     return 2.0 if MATCHES[match](only_answer(text, answer_format), answer) else 0.0
@@ -39,6 +50,30 @@ def int_reward(
     if answer and answer.strip() and not _is_integer(answer):
         return None
     return 0.5 if _is_integer(only_answer(text, answer_format) or "") else 0.0
+
+
+def _fuzzy(given: str, gold: str) -> float:
+    """1 to 2 where `rapidfuzz.fuzz.ratio` (3.x) is 80 or more: 200 x the longest common subsequence / both lengths."""
+    both = len(given) + len(gold)
+    if not both or 2 * min(len(given), len(gold)) < 0.8 * both:  # they cannot be so alike; keeps a long text cheap
+        return 0.0
+    likeness = 200 * _common(given, gold) / both
+    return 1 + likeness / 100 if likeness >= 80 else 0.0
+
+
+def _common(a: str, b: str) -> int:
+    """The length of the longest common subsequence, a row of the usual table at a time as the bits of one integer.
+
+    Hyyro, "Bit-parallel LCS-length computation revisited" (2004).
+    """
+    places: dict[str, int] = {}
+    for index, char in enumerate(a):
+        places[char] = places.get(char, 0) | 1 << index
+    row = full = (1 << len(a)) - 1
+    for char in b:
+        met = row & places.get(char, 0)
+        row = (row + met | row - met) & full
+    return len(a) - row.bit_count()
 
 
 def _is_integer(text: str) -> bool:

@@ -29,13 +29,18 @@ def strict_format(text: str, *, published: bool = False, dotall: bool = True, an
     return 0.5 if (_published_strict(text, dotall) if published else FORMATS[answer_format](text)) else 0.0
 
 
-def soft_format(text: str, *, published: bool = False, dotall: bool = True) -> float:
+def soft_format(text: str, *, published: bool = False, dotall: bool = True, anywhere: bool = False) -> float:
     """0 or 0.5: the two blocks, once each, filled, side by side; text around them is free (published: behind them).
 
-    dotall belongs to the published pattern: False is the early gist, whose `.` does not cross lines.
+    dotall and anywhere belong to the published pattern: dotall=False is the early gist, whose `.` does not cross lines;
+    anywhere=True searches for it (S3), where the others match it at the start of the text.
     """
-    _only_published(published, dotall)
-    return 0.5 if (_published_soft(text, dotall) if published else well_formed(_inner(text))) else 0.0
+    _only_published(published, dotall, anywhere)
+    if not published:
+        return 0.5 if well_formed(_inner(text)) else 0.0
+    if anywhere:  # with DOTALL what begins at the first tag reaches as far as what begins at any other
+        text = "".join(text.partition(TAGS[0])[1:])
+    return 0.5 if _published_soft(text, dotall) else 0.0
 
 
 def _inner(text: str) -> str:
@@ -112,6 +117,9 @@ def _published_xmlcount(text: str) -> float:
     return score
 
 
-def _only_published(published: bool, dotall: bool) -> None:
-    if not (published or dotall):
-        raise UserError("dotall: false is a property of the published pattern; set published: true as well.")
+def _only_published(published: bool, dotall: bool, anywhere: bool = False) -> None:
+    if not published and (anywhere or not dotall):
+        named = "anywhere: true" if anywhere else "dotall: false"
+        raise UserError(f"{named} is a property of the published pattern; set published: true as well.")
+    if anywhere and not dotall:
+        raise UserError("anywhere: true was published with DOTALL only; leave dotall as it is.")
