@@ -24,11 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this script is run without installing anything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+from benchmarks.learning_one_shot import SYSTEM as ONE_SHOT
 from benchmarks.learning_word_problems import SYSTEM as WORD_PROBLEMS
 from benchmarks.warm_start import ROOT, System, make_base
 
 RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS: dict[str, System] = {
+    "one_shot": ONE_SHOT,
     "word_problems": WORD_PROBLEMS,
 }
 

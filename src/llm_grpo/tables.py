@@ -11,6 +11,7 @@ from rich.text import Text
 from llm_grpo.config import Config
 from llm_grpo.evaluation import SHARES
 
+SHOWN = 1500  # characters of one text; the end is what the answer stands in
 NAMES = {"strict_accuracy": "strict accuracy", "lenient_accuracy": "lenient accuracy", "format_rate": "format rate"}
 
 
@@ -92,6 +93,27 @@ def changed_items(
         texts = (old[key]["question"], old[key]["answer"], old[key]["completion"], new[key]["completion"])
         table.add_row(*(Text(text.strip()) for text in texts))
     return table
+
+
+def sample_text(row: Mapping[str, Any], step: int) -> Text:
+    """One answer of completions/: question, gold, response, what was extracted, and what it earned, on lines of plain
+    text. What a model wrote is data: it neither colours the terminal nor moves its cursor."""
+    verdict = "right" if row["strict"] else "right, but not in the format" if row["lenient"] else "wrong"
+    earned = ", ".join(f"{name} {'-' if value is None else f'{value:.3g}'}" for name, value in row["rewards"].items())
+    extracted = "nothing" if row["extracted"] is None else row["extracted"]
+    fields = {"question": row["question"], "gold": row["answer"], "response": row["completion"]}
+    fields |= {"extracted": f"{extracted}  ({verdict})", "rewards": earned}
+    lines = [f"step {step}, {row['id']}"]
+    for name, text in fields.items():
+        first, *more = _harmless(text).split("\n")
+        lines += [f"{name:>11}  {first}", *(f"{'':>11}  {line}" for line in more)]
+    return Text("\n".join(lines))
+
+
+def _harmless(text: str) -> str:
+    text = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
+    cut = f"\n[... {len(text) - SHOWN} characters ...]\n"
+    return text if len(text) <= SHOWN else text[: SHOWN // 2] + cut + text[-SHOWN // 2 :]
 
 
 def p_value(p: float) -> str:

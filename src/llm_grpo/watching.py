@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llm_grpo import runs
 from llm_grpo.config import Config
 from llm_grpo.drift import METRIC, Drift
 from llm_grpo.runs import Run
+from llm_grpo.tables import sample_text
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,10 @@ class SampleEvery(TrainerCallback):
         self.run, self.every, self.console = run, every, console
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        file = self.run.completions / f"step_{state.global_step:06d}.jsonl"
-        if self.every and state.global_step % self.every == 0 and file.is_file():
-            row = json.loads(file.read_text(encoding="utf-8").split("\n", 1)[0])
-            fields = ("question", "answer", "completion", "extracted")
-            said = "\n".join(f"{name:>10}: {row[name]}" for name in fields)
-            self.console.print(f"step {state.global_step}\n{said}", markup=False, highlight=False)
+        if self.every and state.global_step % self.every == 0:
+            files = sorted(self.run.completions.glob("step_*.jsonl"))  # several updates may share a generation batch
+            for row in islice(runs.read_jsonl(files[-1]), 1) if files else ():
+                self.console.print(sample_text(row, state.global_step), soft_wrap=True)
 
 
 def watch(
