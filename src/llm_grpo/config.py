@@ -77,7 +77,7 @@ class RunSection(Section):
 class ModelSection(Section):
     name: str
     revision: str | None = None
-    load_in_4bit: bool = False
+    load_in_4bit: Literal[True, False, "auto"] = False  # auto: on a GPU that can, not on a CPU
     max_seq_length: Positive = 2048
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6
     merge_base: str | None = None

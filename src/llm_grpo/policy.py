@@ -21,7 +21,7 @@ import unsloth  # noqa: E402, I001
 from llm_grpo.config import Config
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
-from llm_grpo.rollouts import Engine, choose_engine
+from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
 from llm_grpo.rollouts.transformers import TransformersEngine
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -45,22 +45,24 @@ def load_policy(config: Config) -> Policy:
     """
     engine, reason = choose_engine(config.rollouts.engine, lora=config.lora is not None)
     dtype, dtype_reason = _dtype()
+    four_bit, four_bit_reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=config.model.name,
         revision=config.model.revision,
         max_seq_length=config.model.max_seq_length,
         dtype=dtype,
-        load_in_4bit=config.model.load_in_4bit,
+        load_in_4bit=four_bit,
         trust_remote_code=config.model.trust_remote_code,
         use_gradient_checkpointing=_checkpointing(config),
         **_inference_options(config, engine),
         **_whole_options(config),
     )
-    _check_quantisation(model, config.model.load_in_4bit)
+    _check_quantisation(model, four_bit)
     model = _with_lora(model, config) if config.lora else model
     choices = {
         "rollouts.engine": f"{engine}: {reason}",
         "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_reason}",
+        "model.load_in_4bit": f"{str(four_bit).lower()}: {four_bit_reason}",
         "prompt.template": ensure_template(tokenizer, config.prompt.template),
     }
     return Policy(model, tokenizer, _engine(engine, model, tokenizer, config), choices)

@@ -25,7 +25,7 @@ def missing_for_training(config: Config) -> list[str]:
         choose_engine(config.rollouts.engine, lora=config.lora is not None)
     except UserError as error:
         missing.append(str(error))
-    if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+    if config.model.load_in_4bit is True and importlib.util.find_spec("bitsandbytes") is None:
         missing.append("model.load_in_4bit needs bitsandbytes: pip install bitsandbytes, or model.load_in_4bit=false")
     for name in config.logging.report_to:
         if importlib.util.find_spec(name) is None:

@@ -11,7 +11,7 @@ from typing import Any
 from llm_grpo.answers import format_of, write_answer
 from llm_grpo.config import Config, RewardSpec
 from llm_grpo.errors import UserError
-from llm_grpo.prompts import split_by_length, with_system
+from llm_grpo.prompts import split_by_length, with_known_roles, with_system
 from llm_grpo.records import BadRow, Example, Message, Problem, Reward, Task
 from llm_grpo.rewards import build_reward
 from llm_grpo.tasks import build_task
@@ -36,7 +36,8 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     shown = _shown(task, config.prompt.examples)
     shots, taken = _as_messages(shown, task), {_words(example) for example in shown}
     examples = [e for e in loaded.examples if not taken or _words(e) not in taken][:limit]
-    conversations = [(e, with_system(e.prompt, system_prompt(config, task), shots)) for e in examples]
+    system = system_prompt(config, task)
+    conversations = [(e, with_known_roles(with_system(e.prompt, system, shots), tokenizer)) for e in examples]
     window = config.model.max_seq_length - config.grpo["max_completion_length"]
     kept, too_long = split_by_length(conversations, tokenizer, window)
     if not kept:

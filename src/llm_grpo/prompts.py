@@ -64,7 +64,35 @@ def ensure_template(tokenizer: Any, template: str | None = None) -> str:
         tokenizer.chat_template = PLAIN_TEMPLATE
         said = "Chat template: the built-in 'plain', because the tokenizer brings none."
     render([{"role": "user", "content": "?"}], tokenizer)
-    return said
+    return said if knows_tools(tokenizer) else f"{said[:-1]}; it has no tool role, so a tool's words are the user's."
+
+
+def knows_tools(tokenizer: Any) -> bool:
+    """Whether the chat template shows what a `tool` message says: some refuse the role, others leave it out."""
+    from jinja2 import TemplateError
+
+    said = [("user", "a"), ("assistant", "b"), ("tool", "the tool's words"), ("user", "c")]
+    try:
+        text = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in said], tokenize=False)
+    except TemplateError:
+        return False
+    return "the tool's words" in text
+
+
+def with_known_roles(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
+    """The same conversation, where the template knows no `tool` role with the tool's words at the head of what the user
+    says next: two user messages in a row would be refused by the same templates. Everybody is handed this one."""
+    if knows_tools(tokenizer) or all(message["role"] != "tool" for message in messages):
+        return list(messages)
+    told: list[Message] = []
+    for message in messages:
+        tool, role = message["role"] == "tool", message["role"]
+        content = f"Result of the query:\n{message['content']}" if tool else message["content"]
+        if told and told[-1]["role"] == "user" and (tool or role == "user"):
+            told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n\n{content}"}
+        else:
+            told.append({"role": "user" if tool else role, "content": content})
+    return told
 
 
 def _template_file(template: str) -> str:

@@ -22,6 +22,11 @@ class Example:
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def question(self) -> str:
+        """What a person is shown of it: `meta["question"]` where the last message does not say it, else that."""
+        return self.meta.get("question") or self.prompt[-1]["content"]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -81,6 +86,19 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """What a task counts besides accuracy, over one answer per problem.
+
+    numbers: by name. classes: numbers by name for each class, such as precision and recall of a label.
+    confusion: counts[gold][answered], with the names of its rows and columns; None where the task has no classes.
+    """
+
+    numbers: Mapping[str, float]
+    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    confusion: Mapping[str, list[Any]] | None = None  # {"gold": names, "answered": names, "counts": rows}
+
+
+@dataclass(frozen=True)
 class BadRow:
     """A row that cannot be used, by its place: never dropped without being counted."""
 
@@ -107,6 +125,7 @@ class Task:
     system: the default system prompt (`prompt.system` in the config replaces it).
     load: "train" | "validation" | "test" -> Split; the three never share an example.
     judge: (completion text, gold answer) -> Judgement.
+    metrics: all scored completions of an evaluation -> what this task counts besides; None: nothing.
     published_train_size: training examples where the data are public and may not be at hand, for a plan.
     """
 
@@ -115,6 +134,7 @@ class Task:
     load: Callable[[str], Split]
     judge: Callable[[str, str], Judgement]
     published_train_size: int | None = None
+    metrics: Callable[[Sequence[Scored]], Metrics] | None = None
 
 
 # Names TRL gives to every reward function itself; a data column of the same name would collide.

@@ -24,6 +24,7 @@ from llm_grpo.export.source import shown
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.prompts import render
 from llm_grpo.records import Problem
+from llm_grpo.rollouts import choose_four_bit
 from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
 from llm_grpo.runs import write_json
 from llm_grpo.tasks import build_task
@@ -62,7 +63,7 @@ def prove(
     on_step("what was trained answers")
     first = _ask_adapter(config, adapter, base, limit, revision)
     four_bit = None
-    if config.model.load_in_4bit:
+    if choose_four_bit(config.model.load_in_4bit)[0]:
         on_step("the adapter on the 4-bit base")
         four_bit = gap_to_four_bit(config, adapter, first.readings, first.pairs)
     on_step("the merged model answers")

@@ -17,6 +17,7 @@ from llm_grpo.rewards.correctness import correctness, int_reward
 from llm_grpo.rewards.files import load_function
 from llm_grpo.rewards.format import soft_format, strict_format, xmlcount
 from llm_grpo.rewards.guarding import RewardError, check_scores, guard
+from llm_grpo.rewards.labels import lead_qualification
 from llm_grpo.rewards.learned import RewardModel
 from llm_grpo.rewards.lifting import bind, lift, text_of
 from llm_grpo.rewards.style import conciseness, cot_clarity, repetition
@@ -32,6 +33,7 @@ REWARDS: dict[str, RewardFunction] = {
     "conciseness_reward_func": lift(conciseness, "conciseness_reward_func"),
     "repetition_reward_func": lift(repetition, "repetition_reward_func"),
     "cot_clarity_reward_func": lift(cot_clarity, "cot_clarity_reward_func"),
+    "lead_qualification_reward_func": lift(lead_qualification, "lead_qualification_reward_func"),
 }
 
 # These need a model: the class takes the arguments, an instance is the function, its first call loads what is large.

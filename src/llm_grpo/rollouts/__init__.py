@@ -132,6 +132,24 @@ def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES), *, lora: b
     raise AssertionError("transformers runs everywhere")
 
 
+def choose_four_bit(wanted: bool | str, lora: bool = True) -> tuple[bool, str]:
+    """(whether to load in 4-bit, reason) for `model.load_in_4bit`. `auto` asks this machine: a GPU and bitsandbytes.
+
+    true and false are the user's word; where true cannot be met, whoever loads the model says so.
+    """
+    import torch
+
+    if wanted != "auto":
+        return bool(wanted), "model.load_in_4bit asks for it"
+    if not lora:
+        return False, "auto: all weights are trained, which 4-bit ones cannot be"
+    if not torch.cuda.is_available():
+        return False, "auto: a CPU gains nothing from 4-bit weights but their error"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False, "auto: bitsandbytes is not installed"
+    return True, "auto: a GPU, where 4-bit weights leave memory for the rollouts"
+
+
 def _missing(name: str, lora: bool) -> list[str]:
     trained = [] if lora or name == "transformers" else ["a LoRA (lora: null trains all weights)"]
     return ENGINES[name]() + trained

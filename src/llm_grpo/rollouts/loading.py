@@ -11,7 +11,7 @@ from typing import Any
 from llm_grpo import runs
 from llm_grpo.config import Config, load_config
 from llm_grpo.errors import UserError
-from llm_grpo.rollouts import STANDALONE, Engine, choose_engine
+from llm_grpo.rollouts import STANDALONE, Engine, choose_engine, choose_four_bit
 
 
 def config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Config | None:
@@ -30,7 +30,7 @@ def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine
     own = config_of(args)
     trained = own.model if own else None
     engine, _ = choose_engine(args.engine, STANDALONE)
-    four_bit = bool(trained and trained.load_in_4bit and trained.name == name)
+    four_bit = trained is not None and trained.name == name and choose_four_bit(trained.load_in_4bit)[0]
     how = f"{' in 4-bit, as it was trained' if four_bit else ''}{f' with {adapter}' if adapter else ''}"
     options: dict[str, Any] = {}
     if trained and trained.name == name:

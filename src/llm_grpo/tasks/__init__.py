@@ -8,6 +8,7 @@ from typing import Any
 from llm_grpo.errors import UserError, check_arguments, did_you_mean
 from llm_grpo.records import Task
 from llm_grpo.tasks.gsm8k import gsm8k
+from llm_grpo.tasks.lead_qualification import lead_qualification
 from llm_grpo.tasks.table import csv_task, jsonl_task
 from llm_grpo.tasks.word_problems import word_problems
 
@@ -16,6 +17,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "word_problems": word_problems,
     "jsonl": jsonl_task,
     "csv": csv_task,
+    "lead_qualification": lead_qualification,
 }
 
 

@@ -1,0 +1,49 @@
+"""Lead qualification (S2) on a small Qwen2 that reads the calls well and answers in bad habits."""
+
+from __future__ import annotations
+
+import random
+
+from benchmarks.warm_start import Stage, System
+from llm_grpo.labels import parse_labels, write_action
+from llm_grpo.records import Example
+
+
+def careful(rng: random.Random, example: Example) -> str:
+    """The right label set as one action."""
+    return write_action(parse_labels(example.answer))
+
+
+def habits(rng: random.Random, example: Example) -> str:
+    """Right 30 %; only the first label 35 %; labels in reverse order 15 %; without tags 10 %; None 10 %."""
+    labels, habit = parse_labels(example.answer), rng.random()
+    if habit < 0.35:
+        return write_action(labels[:1])
+    if habit < 0.50:
+        return write_action(labels[::-1])
+    if habit < 0.60:
+        return example.answer
+    return write_action(() if habit < 0.70 else labels)
+
+
+SYSTEM = System(
+    "configs/lead_qualification.yaml",
+    "qwen2",
+    (Stage(careful, updates=1200), Stage(habits, updates=200, peak=7e-4)),
+    (
+        "model.max_seq_length=512",
+        "task.args={train_size: 24000}",
+        "lora.r=64",
+        "lora.alpha=64",
+        "lora.target_modules=null",
+        "grpo.per_device_train_batch_size=48",
+        "grpo.gradient_accumulation_steps=1",
+        "grpo.gradient_checkpointing=false",
+        "grpo.learning_rate=1e-4",
+        "grpo.temperature=1.0",
+        "grpo.max_steps=100",
+        "grpo.max_grad_norm=1.0",
+        "evaluation.limit=480",
+    ),
+    vocabulary=1024,
+)
