@@ -32,7 +32,7 @@ SYSTEM = System(
     (Stage(careful, updates=1200), Stage(habits, updates=200, peak=7e-4)),
     (
         "model.max_seq_length=512",
-        "task.args={train_size: 24000}",
+        "task.args={train_size: 12000}",
         "lora.r=64",
         "lora.alpha=64",
         "lora.target_modules=null",

@@ -32,13 +32,21 @@ def main(argv: list[str] | None = None) -> int:
         command.check_output(Path(args.output))
     config = config_for(args)
     report = score_file(args, config) if args.completions else score_model(args, config)
+    from llm_grpo.confusion import draw_confusion
+    from llm_grpo.diagnoses import diagnose
     from llm_grpo.runs import write_json
-    from llm_grpo.tables import evaluation_table
+    from llm_grpo.tables import classes_table, evaluation_table
 
     output = Path(args.output) if args.output else default_output(args)
-    write_json(output, report)
+    diagnoses = diagnose(report)
+    write_json(output, {**report, "diagnoses": diagnoses})
     console.print(evaluation_table(report, f"{report['what']}: {report['n']} problems of the {args.split} split"))
+    if classes := classes_table(report, "by class"):
+        console.print(classes)
+    command.say_diagnoses(console, diagnoses)
     console.print(f"Every item: {output}", highlight=False)
+    if draw_confusion({report["what"]: report}, picture := output.with_suffix(".png")):
+        console.print(f"Confusion: {picture}", highlight=False)
     return 0
 
 
@@ -114,7 +122,7 @@ def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         )
     problems = [Problem(example, example.prompt) for example in examples]
     completions = [Completion(texts.get(example.id, ""), tokens=0) for example in examples]
-    report = report_on(score(task, problems, completions, rewards), rewards)
+    report = report_on(score(task, problems, completions, rewards), rewards, task)
     missing = len(examples) - len(texts)
     what = f"{args.completions}{f' ({missing} problems without a completion count as wrong)' if missing else ''}"
     return {"what": what, "split": args.split, **report, "mean_tokens": None, "truncated_share": None}

@@ -37,6 +37,7 @@ __all__ = [
     "extract_hash_answer",
     "extract_xml_answer",
     "int_reward_func",
+    "lead_qualification_reward_func",
     "repetition_reward_func",
     "soft_format_reward_func",
     "strict_format_reward_func",
@@ -51,6 +52,7 @@ correctness_reward_func = REWARDS["correctness_reward_func"]
 conciseness_reward_func = REWARDS["conciseness_reward_func"]
 repetition_reward_func = REWARDS["repetition_reward_func"]
 cot_clarity_reward_func = REWARDS["cot_clarity_reward_func"]
+lead_qualification_reward_func = REWARDS["lead_qualification_reward_func"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,9 +175,11 @@ def _example_of(config: Config) -> dict[str, Example]:
 def _answer_format(config: Config) -> str:
     """How the config's task wants its answers: the name of its judge."""
     from llm_grpo.answers import format_of
+    from llm_grpo.rewards.attack import FORMATS
     from llm_grpo.tasks import build_task
 
-    return format_of(build_task(config.task.name, config.task.args).judge) or "xml"
+    judge = build_task(config.task.name, config.task.args).judge
+    return format_of(judge) or next((name for name, known in FORMATS.items() if known is judge), "xml")
 
 
 def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin: float) -> None:

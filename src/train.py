@@ -149,9 +149,11 @@ def conclude(
 ) -> None:
     """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model."""
     from llm_grpo.comparison import compare
+    from llm_grpo.confusion import draw_confusion
+    from llm_grpo.diagnoses import diagnose
     from llm_grpo.evaluation import without_items
     from llm_grpo.policy import load_weights
-    from llm_grpo.tables import comparison_table
+    from llm_grpo.tables import classes_table, comparison_table
     from llm_grpo.watching import best_validation
 
     chosen, last = run.chosen_weights(), runs.last_step(run)
@@ -161,13 +163,17 @@ def conclude(
     load_weights(policy, chosen)
     before, after = json.loads(run.before.read_text(encoding="utf-8")), evaluate(problems, "evaluating after training")
     runs.write_json(run.after, {**after, "adapter": str(chosen), "step": step})
-    paired = compare(before, after)
+    paired, diagnoses = compare(before, after), diagnose(after, list(runs.read_jsonl(run.metrics)))
+    draw_confusion({"before": before, "after": after}, run.confusion)
     facts = {"name": config.run.name, "model": config.model.name, "task": config.task.name, "seed": config.run.seed}
-    facts |= {"steps": last, "train_seconds": round(seconds, 1), "evaluated": evaluated}
+    facts |= {"steps": last, "train_seconds": round(seconds, 1), "evaluated": evaluated, "diagnoses": diagnoses}
     runs.write_json(
         run.summary, {**facts, "before": without_items(before), "after": without_items(after), "paired": paired}
     )
     console.print(comparison_table(before, after, paired, f"{after['n']} held-out problems, before and after training"))
+    if classes := classes_table(after, "after training, by class"):
+        console.print(classes)
+    command.say_diagnoses(console, diagnoses)
     console.print(f"{last} steps in {seconds:.0f} s of training; evaluated after: {evaluated}", highlight=False)
     merge_and_answer(config, run, chosen, problems[0])
     console.print(Panel(where_and_next(run), title="Where everything is", title_align="left"))

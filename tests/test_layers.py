@@ -13,7 +13,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "llm_grpo"
 LAYERS = {
     **dict.fromkeys(["errors", "records", "yaml_text", "grpo_fields", "config", "answers", "numerals", "latex"], 0),
-    "labels": 0,
+    **dict.fromkeys(["labels", "diagnoses"], 0),
+    "confusion": 3,
     **dict.fromkeys(["prompts", "comparison"], 0),
     **dict.fromkeys(["rewards", "tasks", "runs", "plan", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),

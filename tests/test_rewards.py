@@ -14,6 +14,7 @@ PAID = {  # to GOOD, a bare number and nothing, where not only the first is paid
     "conciseness_reward_func": [0.0, -0.5, -0.5],  # a penalty, also for leaving the reasoning out
     "repetition_reward_func": [0.0, 0.0, 0.0],  # none of the three repeats itself
     "cot_clarity_reward_func": [0.0, 0.0, 0.0],  # none of the three calculates
+    "lead_qualification_reward_func": [None, None, None],  # 42 is no label set
 }
 OWN = """
 def brief(prompts, completions, answer, **kwargs):

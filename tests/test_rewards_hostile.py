@@ -47,6 +47,10 @@ FAMILIES: dict[str, str] = {  # a unit to repeat, and in braces what stands befo
     "towers": "9^{",
     "superscripts": "\u00b2",
     "half tags": "<answer",
+    "open actions": "<respond>",
+    "actions": "<respond> Need </respond>",
+    "labels": "Need, ",
+    "half closing actions": "< / respond ",
     "numbers and words": "42 or ",
     "sums": "1+1=2 ",
     "sums without an end": "1+",
@@ -70,7 +74,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 def _settings(name: str) -> list[dict[str, bool]]:
     known = inspect.signature(REWARDS[name]).parameters
-    flags = {"dotall": False, "anywhere": True, "fuzzy": True}
+    flags = {"dotall": False, "anywhere": True, "fuzzy": True, "graded": True}
     return [{}, {"published": True}, *({"published": True, name: flags[name]} for name in flags if name in known)]
 
 
@@ -102,8 +106,8 @@ def test_rewards_take_linear_time(family: str, frame: str) -> None:
             _assert_linear(call, FAMILIES[family], frame)
 
 
-def _score(reward: Any, args: dict[str, bool], text: str) -> float | None:
-    return reward(completions=[text], answer=["42"], **args)[0]
+def _score(reward: Any, args: dict[str, bool], text: str) -> list[float | None]:
+    return reward(completions=[text, text], answer=["42", "Need"], **args)  # each reward can judge one of the two
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -150,6 +150,11 @@ def say_choices(console: Console, choices: Mapping[str, str]) -> None:
         console.print(f"  {name}: {reason}", style="dim", highlight=False, markup=False)
 
 
+def say_diagnoses(console: Console, diagnoses: Iterable[str]) -> None:
+    for said in diagnoses:
+        console.print(said, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:
     """Name the rows that could not be used and the prompts that do not fit, a few each, with counts.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from llm_grpo.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
@@ -29,7 +30,7 @@ def evaluate(
     start = time.perf_counter()
     prompts = [problem.messages for problem in problems]
     greedy = engine.generate(prompts, Sampling(max_tokens=max_tokens), on_done)
-    report = report_on(score(task, problems, [group[0] for group in greedy], rewards), rewards)
+    report = report_on(score(task, problems, [group[0] for group in greedy], rewards), rewards, task)
     if samples is not None:
         groups = engine.generate(prompts, samples, on_done)
         report["sampled"] = _sampled(task, problems, groups, samples)
@@ -56,8 +57,8 @@ def score(
     ]
 
 
-def report_on(scored: Sequence[Scored], rewards: Sequence[Reward]) -> dict[str, Any]:
-    """Shares with their 95 % intervals, mean rewards and lengths, and every item."""
+def report_on(scored: Sequence[Scored], rewards: Sequence[Reward], task: Task | None = None) -> dict[str, Any]:
+    """Shares with their 95 % intervals, mean rewards and lengths, what the task counts besides, and every item."""
     n = len(scored)
     counts = {
         "strict_accuracy": sum(s.judgement.strict for s in scored),
@@ -72,6 +73,8 @@ def report_on(scored: Sequence[Scored], rewards: Sequence[Reward]) -> dict[str, 
     report["mean_tokens"] = _mean([s.completion.tokens for s in scored])
     report["rewards"] = {r.label: _mean([s.rewards[r.label] for s in scored]) for r in rewards}
     report["reward"] = _mean([weighted_sum(rewards, s.rewards) for s in scored])
+    if task is not None and task.metrics is not None:
+        report["metrics"] = asdict(task.metrics(scored))
     report["items"] = [item(s) for s in scored]
     return report
 
@@ -80,7 +83,7 @@ def item(scored: Scored) -> dict[str, Any]:
     """One scored completion as it is written to JSON."""
     return {
         "id": scored.example.id,
-        "question": scored.example.prompt[-1]["content"],
+        "question": scored.example.question,
         "answer": scored.example.answer,
         "completion": scored.completion.text,
         "extracted": scored.judgement.extracted,

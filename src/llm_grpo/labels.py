@@ -1,18 +1,20 @@
 """Label sets in a `<respond> LABELS </respond>` action: how they are written, parsed strictly, and read with goodwill.
 
-LABELS is None or some of Authority, Budget, Timeline, Need, in that order, with commas between them. A set is a tuple in
-that order; () is None. Everything takes linear time, because model output is data.
+LABELS is None or some of Authority, Budget, Timeline, Need, in that order, with commas between them. A set is a tuple
+in that order; () is None. Everything takes linear time, because model output is data.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from itertools import chain, combinations
 
-from llm_grpo.records import Judgement
+from llm_grpo.records import Judgement, Metrics, Scored
 
 LABELS = ("Authority", "Budget", "Timeline", "Need")
-NONE = "None"
+NONE, INVALID = "None", "invalid"
 OPEN, CLOSE = "<respond>", "</respond>"
 LabelSet = tuple[str, ...]
 LABEL_SETS: tuple[LabelSet, ...] = tuple(chain.from_iterable(combinations(LABELS, size) for size in range(5)))
@@ -90,3 +92,43 @@ def judge_labels(text: str, gold: str) -> Judgement:
     found = read is not None and read == right
     extracted = None if read is None else write_labels(read)
     return Judgement(extracted, strict=found and strict is not None, lenient=found, formatted=strict is not None)
+
+
+def label_metrics(scored: Sequence[Scored]) -> Metrics:
+    """Invalid-format rate, exact matches, and of each label the 2x2 counts with precision, recall, F1; read strictly.
+
+    An invalid answer names no label: it costs recall and never precision, and its own rate stands beside. A share
+    without anything to count (a label that was never named) is 0.
+    """
+    pairs = [(parse_labels(s.example.answer) or (), parse_action(s.completion.text)) for s in scored]
+    n = max(1, len(pairs))
+    classes = {
+        label: _two_by_two([(label in gold, label in (given or ())) for gold, given in pairs]) for label in LABELS
+    }
+    counts = Counter((gold, given) for gold, given in pairs)
+    answered = [*LABEL_SETS, None]
+    return Metrics(
+        numbers={
+            "exact_match": sum(gold == given for gold, given in pairs) / n,
+            "invalid_format_rate": sum(given is None for _, given in pairs) / n,
+            "macro_f1": sum(row["f1"] for row in classes.values()) / len(LABELS),
+        },
+        classes=classes,
+        confusion={
+            "gold": [write_labels(labels) for labels in LABEL_SETS],
+            "answered": [INVALID if labels is None else write_labels(labels) for labels in answered],
+            "counts": [[counts[gold, given] for given in answered] for gold in LABEL_SETS],
+        },
+    )
+
+
+def _two_by_two(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
+    """Of (is there, was named) pairs: the four counts, precision, recall and their harmonic mean."""
+    counts = Counter(pairs)
+    tp, fp, fn, tn = (counts[pair] for pair in ((True, True), (False, True), (True, False), (False, False)))
+    shares = {
+        "precision": tp / max(1, tp + fp),
+        "recall": tp / max(1, tp + fn),
+        "f1": 2 * tp / max(1, 2 * tp + fp + fn),
+    }
+    return {"tp": tp, "fp": fp, "fn": fn, "tn": tn, **shares}

@@ -42,6 +42,7 @@ PLACES = {
     "before": "eval/before.json",
     "validation": "eval/validation.jsonl",
     "after": "eval/after.json",
+    "confusion": "eval/confusion.png",
     "summary": "summary.json",
     "log": "libraries.log",
 }

@@ -29,6 +29,8 @@ def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
     for label, value in report["rewards"].items():
         table.add_row(label, "-" if value is None else f"{value:.3f}")
     table.add_row("reward, weighted", "-" if report["reward"] is None else f"{report['reward']:.3f}")
+    for name, value in report.get("metrics", {}).get("numbers", {}).items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}")
     table.add_row("tokens per answer", "-" if report["mean_tokens"] is None else f"{report['mean_tokens']:.1f}")
     table.add_row("truncated", "-" if report["truncated_share"] is None else f"{report['truncated_share']:.1%}")
     for kind in ("strict", "lenient") if "sampled" in report else ():
@@ -54,6 +56,10 @@ def comparison_table(
         table.add_row(
             "reward", f"{before['reward']:.3f}", f"{after['reward']:.3f}", f"{after['reward'] - before['reward']:+.3f}"
         )
+    old, new = (report.get("metrics", {}).get("numbers", {}) for report in (before, after))
+    for name in (name for name in new if name in old):
+        change = f"{new[name] - old[name]:+.3f}"
+        table.add_row(name.replace("_", " "), f"{old[name]:.3f}", f"{new[name]:.3f}", change)
     table.add_section()
     lenient = paired["lenient"]
     table.add_row(
@@ -71,6 +77,18 @@ def comparison_table(
     table.add_row(
         "of the gained", f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}", ""
     )
+    return table
+
+
+def classes_table(report: Mapping[str, Any], title: str) -> Table | None:
+    """What a task counts for each of its classes (Task.metrics), one row a class; None where it has none."""
+    classes = report.get("metrics", {}).get("classes", {})
+    if not classes:
+        return None
+    names = list(next(iter(classes.values())))
+    table = Table("", *names, title=title, title_justify="left")
+    for name, row in classes.items():
+        table.add_row(name, *(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in names))
     return table
 
 

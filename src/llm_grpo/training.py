@@ -246,7 +246,8 @@ def peak_memory_gb() -> float:
 
 
 def _examples(inputs: list[dict[str, Any]]) -> list[Example]:
-    return [Example(row["id"], tuple(row["prompt"]), row["answer"]) for row in inputs]
+    shown = [{"question": row["question"]} if row.get("question") else {} for row in inputs]
+    return [Example(r["id"], tuple(r["prompt"]), r["answer"], meta) for r, meta in zip(inputs, shown, strict=True)]
 
 
 def _share(rows: list[dict[str, Any]], name: str) -> float:

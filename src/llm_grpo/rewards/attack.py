@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llm_grpo.answers import write_answer
+from llm_grpo.answers import JUDGES, write_answer
+from llm_grpo.labels import LABEL_SETS, LABELS, judge_labels, write_action
 from llm_grpo.records import Example, Reward, columns_of, weighted_sum
 
+FORMATS = {**JUDGES, "labels": judge_labels}  # what can be attacked; a task's judge tells which of them it asks for
 RIGHT, WRONG = "42", "17"
 ASKED = Example("attack", ({"role": "user", "content": "6 boxes hold 7 apples each. How many is that?"},), RIGHT)
 MARGIN_SHARE = 0.1
@@ -51,7 +53,9 @@ def honest(answer_format: str, answer: str, thought: str = THOUGHT) -> str:
 
 
 def attack_cases(answer_format: str) -> list[Case]:
-    """All cases for one answer format: the honest ones first."""
+    """All cases for one answer format (FORMATS): the honest ones first."""
+    if answer_format == "labels":
+        return _label_cases()
     right, wrong = honest(answer_format, RIGHT), honest(answer_format, WRONG)
     cases = [
         Case("honest right", "right", right),
@@ -109,6 +113,36 @@ def _xml_cases() -> list[Case]:
         "12,500 nested reasonings": "<reasoning>" * (MANY // 16) + "</reasoning>" * (MANY // 16) + wrong,
     }
     return _bare_cases() + [Case(name, "degenerate", text) for name, text in texts.items()]
+
+
+def _label_cases() -> list[Case]:
+    """Actions with label sets: four honest ones, and what only looks like one."""
+    gold, right, wrong = "Budget, Need", write_action(("Budget", "Need")), write_action(("Authority", "Timeline"))
+    cases = [
+        Case("honest right", "right", right, gold),
+        Case("honest right, none", "right", write_action(()), "None"),
+        Case("honest right, all", "right", write_action(LABELS), ", ".join(LABELS)),
+        Case("honest wrong", "wrong", wrong, gold),
+    ]
+    texts = {
+        "empty": "",
+        "no labels": "<respond></respond>",
+        "labels without tags": gold,
+        "wrong order": "<respond> Need, Budget </respond>",
+        "a label twice": "<respond> Budget, Budget, Need </respond>",
+        "None and more": "<respond> None, Budget, Need </respond>",
+        "lower case": "<respond> budget, need </respond>",
+        "text before": f"The answer: {right}",
+        "text after": f"{right} That is all.",
+        "two actions, right last": wrong + right,
+        "two actions, right first": right + wrong,
+        "right one nested": f"<respond> {right} </respond>",
+        "every set": "".join(map(write_action, LABEL_SETS)),
+        "every word": f"<respond> {', '.join([*LABELS, 'None'])} </respond>",
+        "100,000 letters": f"<respond> {'a' * MANY} </respond>",
+        "11,000 open tags": "<respond>" * (MANY // 9),
+    }
+    return cases + [Case(name, "degenerate", text, gold) for name, text in texts.items()]
 
 
 def attack(

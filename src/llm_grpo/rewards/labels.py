@@ -10,7 +10,7 @@ INVALID, VALID, EXACT = -2.0, 0.5, 2.0
 def lead_qualification(
     text: str, answer: str | None = None, *, published: bool = False, graded: bool = False
 ) -> float | None:
-    """-2, 0.5 or 2: anything but one valid action, a valid one, the exact label set (2 in place of the 0.5).
+    """-2 to 2: -2 for anything but one valid action, 0.5 for a valid one, 2 (in its place) for the exact label set.
 
     published: the original's code, which is milder than its README (see labels.parse_action) and pays 1 for a valid
     action where there is no gold. Otherwise a row whose gold is no label set cannot be judged (None).

@@ -1,4 +1,4 @@
-"""CRM lead qualification (system S2): which of four criteria a lead meets, answered by one `<respond> LABELS </respond>`.
+"""CRM lead qualification (system S2): which of four criteria a lead meets, as one `<respond> LABELS </respond>`.
 
 The five messages of its data: system (instruction), user (input), assistant (output: the query the agent made), tool
 (query_results), user (asked to answer). Data come from a CSV with those columns and `answers`, or from a seed.
@@ -14,7 +14,17 @@ from random import Random
 from typing import Any
 
 from llm_grpo.errors import UserError, did_you_mean
-from llm_grpo.labels import CLOSE, LABEL_SETS, LABELS, OPEN, LabelSet, judge_labels, parse_labels, write_labels
+from llm_grpo.labels import (
+    CLOSE,
+    LABEL_SETS,
+    LABELS,
+    OPEN,
+    LabelSet,
+    judge_labels,
+    label_metrics,
+    parse_labels,
+    write_labels,
+)  # fmt: skip
 from llm_grpo.records import Example, Message, Split, Task
 from llm_grpo.tasks.rows import BadRowError, collect, question_hash, read_csv, text_of
 from llm_grpo.tasks.sales_calls import make_call
@@ -23,10 +33,9 @@ COLUMNS = ("instruction", "input", "output", "query_results", "answers")
 SPLITS = ("train", "validation", "test")
 MOST_PER_SPLIT = 50_000
 INSTRUCTION = (
-    "You qualify sales leads. From what the query returned, find the criteria that the lead meets at the end of the "
-    "call. Authority: the contact decides alone. Budget: money is approved. Timeline: the start has a date. Need: there "
-    "is a problem to solve. Act once: <respond> LABELS </respond>, where LABELS is None or, in this order and separated "
-    "by commas, those of Authority, Budget, Timeline, Need that are met."
+    "Which criteria does the lead meet at the end of the call? Authority: the contact decides alone. Budget: money is "
+    "approved. Timeline: the start has a date. Need: there is a problem to solve. Act once: <respond> LABELS "
+    "</respond>, LABELS being None or those that are met, in this order, with commas between them."
 )
 ANSWER_NOW = "Answer now with one action and nothing else."
 
@@ -57,7 +66,7 @@ def lead_qualification(
         sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
         _check(sizes)
         load = functools.partial(_from_seed, seed, sizes, _weights(prior))
-    return Task("lead_qualification", INSTRUCTION, functools.cache(load), judge_labels)
+    return Task("lead_qualification", INSTRUCTION, functools.cache(load), judge_labels, metrics=label_metrics)
 
 
 def conversation(row: Mapping[str, str]) -> tuple[Message, ...]:
@@ -86,7 +95,7 @@ def _from_csv(path: Path, validation_share: float, test_share: float, max_bad_sh
 
 
 def _example(stem: str, line: int, row: Mapping[str, Any]) -> Example:
-    """A row as an example. Raises BadRowError where a column is missing, the gold no label set, or shown to the model."""
+    """A row as an example. Raises BadRowError: no such column, no label set, or the model is shown it."""
     texts = {column: text_of(row, column).strip() for column in COLUMNS}
     gold = _gold(texts.pop("answers"))
     for column in ("input", "output", "query_results"):
