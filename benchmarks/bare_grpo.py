@@ -1,4 +1,5 @@
-"""GRPO as one would write it by hand: Unsloth + TRL, none of our code. The peer of benchmarks/overhead.py.
+"""GRPO as one would write it by hand, none of our code: Unsloth + TRL, or TRL and PEFT alone. The peer of
+benchmarks/overhead.py and benchmarks/gpu_check.py.
 
 python benchmarks/bare_grpo.py SETTINGS.json     (prints the seconds of each step as JSON)
 """
@@ -8,13 +9,6 @@ import os
 import re
 import sys
 import time
-
-os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"
-from unsloth import FastLanguageModel  # noqa: E402, I001
-from datasets import Dataset  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-import torch  # noqa: E402
 
 ANSWER = re.compile(r"<answer>([^<]*)</answer>")
 WHOLE = re.compile(r"\s*<reasoning>[^<]*</reasoning>\s*<answer>[^<]*</answer>\s*")
@@ -29,24 +23,49 @@ def form(prompts, completions, **kwargs):
     return [0.5 if WHOLE.fullmatch(completion[0]["content"]) else 0.0 for completion in completions]
 
 
-class Clock(TrainerCallback):
-    def __init__(self):
-        self.times = []
+def unsloth_model(settings):
+    from unsloth import FastLanguageModel
+    import torch  # isort: skip
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.times.append(time.perf_counter())
+    load = {**settings["load"], "dtype": getattr(torch, settings["load"]["dtype"])}
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        settings["model"], max_seq_length=settings["max_seq_length"], **load
+    )
+    checkpointing = "unsloth" if settings["grpo"]["gradient_checkpointing"] and not settings["use_cpu"] else False
+    return (
+        FastLanguageModel.get_peft_model(
+            model, **settings["lora"], use_gradient_checkpointing=checkpointing, random_state=settings["seed"]
+        ),
+        tokenizer,
+    )
+
+
+def plain_model(settings):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings["lora"]))
+    return model, AutoTokenizer.from_pretrained(settings["model"])
 
 
 def main(path):
     with open(path) as file:  # noqa: PTH123
         settings = json.load(file)
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        settings["model"], max_seq_length=settings["max_seq_length"], dtype=torch.float32, load_in_4bit=False
-    )
-    model = FastLanguageModel.get_peft_model(
-        model, **settings["lora"], use_gradient_checkpointing=False, random_state=settings["seed"]
-    )
-    clock = Clock()
+    if settings["use_cpu"]:
+        os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"
+    model, tokenizer = (unsloth_model if settings["peer"] == "unsloth" else plain_model)(settings)
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    class Clock(TrainerCallback):
+        times = []  # noqa: RUF012
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.times.append(time.perf_counter())
+
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
@@ -55,16 +74,16 @@ def main(path):
             **settings["grpo"],
             output_dir=settings["output_dir"],
             seed=settings["seed"],
-            use_cpu=True,
-            bf16=False,
+            use_cpu=settings["use_cpu"],
+            bf16=not settings["use_cpu"],
             report_to="none",
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(settings["rows"]),
-        callbacks=[clock],
+        callbacks=[Clock],
     )
     trainer.train()
-    print("\n" + json.dumps([b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]))
+    print("\n" + json.dumps([b - a for a, b in zip(Clock.times, Clock.times[1:], strict=False)]))
 
 
 if __name__ == "__main__":

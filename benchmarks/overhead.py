@@ -71,7 +71,10 @@ def settings(config: Config, folder: Path) -> dict:
         for e in task.load("train").examples
     ]
     return {
+        "peer": "unsloth",
         "model": config.model.name,
+        "load": {"load_in_4bit": False, "dtype": "float32"},
+        "use_cpu": True,
         "max_seq_length": config.model.max_seq_length,
         "lora": {"r": config.lora.r, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout,
                  "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},

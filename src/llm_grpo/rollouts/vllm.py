@@ -22,7 +22,11 @@ class VLLMEngine:
 
     def __init__(self, llm: Any, tokenizer: Any, adapter: Any = None) -> None:
         self.llm, self.tokenizer, self.adapter = llm, tokenizer, adapter
-        self.window = llm.llm_engine.model_config.max_model_len
+        config = llm.llm_engine.model_config
+        self.window = config.max_model_len
+        # The tokens at which vLLM stops: the tokenizer's and those of the model's generation_config.
+        stops = config.try_get_generation_config().get("eos_token_id") or []
+        self.stops = {tokenizer.eos_token_id, *([stops] if isinstance(stops, int) else stops)}
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
@@ -38,13 +42,7 @@ class VLLMEngine:
             )
         if on_done:
             on_done(len(requests))
-        stops = self._stops()
-        return [[completion_of(list(o.token_ids), stops, self.tokenizer) for o in r.outputs] for r in outputs]
-
-    def _stops(self) -> set[int]:
-        """The tokens at which vLLM stops: the tokenizer's and those of the model's generation_config."""
-        stops = self.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id") or []
-        return {self.tokenizer.eos_token_id, *([stops] if isinstance(stops, int) else stops)}
+        return [[completion_of(list(o.token_ids), self.stops, self.tokenizer) for o in r.outputs] for r in outputs]
 
 
 def parameters(sampling: Sampling, count: int) -> list[Any]:
@@ -65,11 +63,11 @@ def policy_engine(model: Any, tokenizer: Any, base: str, window: int, **options:
     rank = max(rank, model.peft_config["default"].r)
     if not any(getattr(parameter, "quant_state", None) for parameter in model.parameters()):
         llm = _open(base, rank, window, options)
-    else:
-        with tempfile.TemporaryDirectory() as folder:  # vLLM has read it by the time it is deleted
-            options.pop("revision", None)
-            llm = _open(str(dequantise(model, tokenizer, Path(folder))), rank, window, options)
-    return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
+        return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
+    with tempfile.TemporaryDirectory() as folder:  # vLLM has read it by the time it is deleted
+        options.pop("revision", None)
+        llm = _open(str(dequantise(model, tokenizer, Path(folder))), rank, window, options)
+        return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
 
 
 def load_engine(

@@ -1,0 +1,142 @@
+"""Is an engine right on this machine? Run by benchmarks/gpu_check.py, one process for each engine and precision.
+
+    python benchmarks/gpu_contract.py unsloth 4bit FOLDER      (prints one line of JSON)
+
+On the shipped small model with an adapter that changes what it says:
+- greedy answers against those of transformers over the same policy; where they part, how near the two tokens were;
+- the log-probabilities of the engine's own samples against the trainer's;
+- a changed adapter changes the next answers;
+- the trainer's update against the float64 reference (issue of docs/correctness.md), for the trainer that runs here: on
+  a GPU the one that Unsloth rewrote, with its sequence packing on and off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from llm_grpo import policy as policies  # noqa: E402, I001  (unsloth first)
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from llm_grpo import runs  # noqa: E402
+from llm_grpo.config import load_config  # noqa: E402
+from llm_grpo.problems import build_rewards, prepare  # noqa: E402
+from llm_grpo.rollouts import Engine, Sampling, token_ids  # noqa: E402
+from llm_grpo.rollouts.transformers import TransformersEngine  # noqa: E402
+from llm_grpo.tasks import build_task  # noqa: E402
+from llm_grpo.training import build_trainer  # noqa: E402
+from llm_grpo.verification import verify_update  # noqa: E402
+from llm_grpo.watching import watch  # noqa: E402
+
+GREEDY = Sampling(max_tokens=40)
+NEAR = 0.1  # nats: two tokens that close may change places in 16-bit arithmetic
+PACKING = "UNSLOTH_GRPO_SEQ_PACKING"
+
+
+def build(engine: str, precision: str, folder: Path) -> tuple[Any, Any, Any]:
+    """(policy, trainer, problems) of the demo config on that engine, with a LoRA that is no longer zero."""
+    overrides = [f"rollouts.engine={engine}", f"model.load_in_4bit={str(precision == '4bit').lower()}",
+                 f"run.output_dir={folder}", "grpo.max_steps=2", "grpo.per_device_train_batch_size=16",
+                 "grpo.vllm_importance_sampling_mode=token_truncate", "evaluation.every_steps=0",
+                 "grpo.save_strategy=no"]  # fmt: skip
+    config = load_config(ROOT / "configs" / "demo.yaml", overrides, environment={})
+    run, policy = runs.create(config, overwrite=True), policies.load_policy(config)
+    change(policy.model)
+    task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
+    data = prepare(task, "train", config, policy.tokenizer, 64)
+    watched = watch(config, run, Console(quiet=True), dict, lambda folder: None)
+    return policy, build_trainer(config, policy, task, data.problems, rewards, run, watched), data.problems
+
+
+def change(model: Any) -> None:
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+
+
+def greedy_agreement(policy: Any, prompts: list[Any]) -> dict[str, Any]:
+    """Share of prompts with the text transformers gives; of the others, how far apart the two tokens were there."""
+    reference = TransformersEngine(policy.model, policy.tokenizer)
+    mine, theirs = (texts(engine, prompts) for engine in (policy.engine, reference))
+    ids = token_ids(prompts, policy.tokenizer, GREEDY, None)
+    gaps = [parting(policy, row, a, b) for row, a, b in zip(ids, mine, theirs, strict=True) if a != b]
+    return {"equal": 1 - len(gaps) / len(prompts), "largest_gap_where_they_part": max(gaps, default=0.0)}
+
+
+def texts(engine: Engine, prompts: list[Any]) -> list[str]:
+    return [group[0].text for group in engine.generate(prompts, GREEDY)]
+
+
+@torch.no_grad()
+def parting(policy: Any, prompt: list[int], a: str, b: str) -> float:
+    """Nats between the two tokens where two answers part, as the policy sees it."""
+    left, right = (policy.tokenizer(t, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
+                   for t in (a, b))  # fmt: skip
+    at = next(i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y)
+    policy.model.eval()
+    logits = policy.model(torch.tensor([prompt + left[:at]], device=policy.model.device)).logits[0, -1].float()
+    return float((logits[left[at]] - logits[right[at]]).abs())
+
+
+def samples(trainer: Any) -> dict[str, Any]:
+    """The gap between engine and trainer on the engine's own samples, in nats."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    if "old_per_token_logps" not in batch or batch.get("sampling_per_token_logps") is None:
+        return {}
+    mask = batch["completion_mask"].bool()
+    gap = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()[mask]
+    return {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max()), "tokens": int(mask.sum())}
+
+
+def update(trainer: Any) -> dict[str, Any]:
+    found = verify_update(trainer)
+    return {"trainer": found.trainer, "dtype": found.dtype, "ok": found.ok,
+            "quantities": {q.name: getattr(q, q.judged) for q in found.quantities}}  # fmt: skip
+
+
+def updates(trainer: Any, cuda: bool) -> dict[str, Any]:
+    """One comparison, or one with Unsloth's packing and one without where that exists."""
+    if not cuda:
+        return {"update": update(trainer)}
+    found = {}
+    for packing in ("1", "0"):
+        os.environ[PACKING] = packing
+        found[f"update_packing_{packing}"] = tried(lambda: update(trainer))
+    return found
+
+
+def tried(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return part()
+    except Exception as error:  # one comparison that cannot be made must not cost the others
+        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def main(engine: str, precision: str, folder: str) -> None:
+    policy, trainer, problems = build(engine, precision, Path(folder))
+    prompts = [problem.messages for problem in problems[:32]]
+    result = {"dtype": policy.choices["dtype"], "greedy": greedy_agreement(policy, prompts), **samples(trainer)}
+    result |= updates(trainer, torch.cuda.is_available())
+    before = texts(policy.engine, prompts)
+    for parameter in (p for n, p in policy.model.named_parameters() if "lora_B" in n):
+        parameter.data.mul_(-2)
+    result["a_changed_adapter_changes_answers"] = texts(policy.engine, prompts) != before
+    verified = [value for name, value in result.items() if name.startswith("update")]
+    near = result["greedy"]["largest_gap_where_they_part"] <= NEAR
+    result["passed"] = near and result["a_changed_adapter_changes_answers"] and all(v.get("ok") for v in verified)
+    print("\n" + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
