@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this script is run without installing anything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from benchmarks.learning_one_shot import SYSTEM as ONE_SHOT
+from benchmarks.learning_qa import LORA, WHOLE
 from benchmarks.learning_word_problems import SYSTEM as WORD_PROBLEMS
 from benchmarks.warm_start import ROOT, System, make_base
 
@@ -32,6 +34,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS: dict[str, System] = {
     "one_shot": ONE_SHOT,
     "word_problems": WORD_PROBLEMS,
+    "qa_llama1b": LORA,
+    "qa_llama1b_all_weights": WHOLE,
 }
 
 
@@ -56,7 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(name: str, system: System, seeds: list[int], base: Path, outputs: Path) -> dict[str, Any]:
     """The base, and one run per seed: everything that goes into the JSON."""
-    facts = base / "how.json"
+    facts, chosen = base / "how.json", list(system.overrides)
+    if system.data:
+        base.mkdir(parents=True, exist_ok=True)
+        system = replace(system, overrides=(*system.overrides, *system.data(base)))
     if not facts.is_file():
         made = make_base(system, base)
         facts.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
@@ -66,7 +73,7 @@ def measure(name: str, system: System, seeds: list[int], base: Path, outputs: Pa
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "overrides": list(system.overrides),
+        "overrides": chosen,
         "base": json.loads(facts.read_text(encoding="utf-8")),
         "runs": [run(system, base, seed, outputs) for seed in seeds],
     }

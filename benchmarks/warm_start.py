@@ -61,6 +61,7 @@ class System:
     overrides: tuple[str, ...] = ()
     vocabulary: int = 640
     shape: dict[str, int] = field(default_factory=dict)  # layers, hidden, heads where the defaults are not right
+    data: Callable[[Path], tuple[str, ...]] | None = None  # writes the data into a folder -> the overrides that name it
 
 
 def make_base(system: System, folder: Path, seed: int = 0) -> dict[str, Any]:

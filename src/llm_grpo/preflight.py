@@ -38,23 +38,29 @@ def missing_for_training(config: Config) -> list[str]:
 
 
 def logging_choice(config: Config, folder: Path) -> dict[str, str]:
-    """Where metrics go, decided before the run: without a W&B key the run is logged offline.
+    """Where metrics go and how to look at them, decided before the run: without a W&B key it is logged offline.
 
-    Sets the variables by which W&B and TensorBoard are told to write into the run's folder.
+    Sets the variables by which W&B, TensorBoard and Trackio are told to write into the run's folder.
     """
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
-    if "wandb" not in config.logging.report_to:
-        return {}
+    here = {
+        "tensorboard": f"tensorboard --logdir {os.environ['TENSORBOARD_LOGGING_DIR']}",
+        "trackio": f"TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {config.grpo['project']}",
+    }
+    return {name: here[name] if name in here else _wandb(folder) for name in config.logging.report_to}
+
+
+def _wandb(folder: Path) -> str:
     os.environ.setdefault("WANDB_DIR", str(folder))
     os.environ.setdefault("WANDB_PROJECT", "llm-grpo")
     os.environ.setdefault("WANDB_SILENT", "true")
     if os.environ.get("WANDB_MODE"):
-        return {"wandb": f"{os.environ['WANDB_MODE']}: WANDB_MODE says so"}
+        return f"{os.environ['WANDB_MODE']}: WANDB_MODE says so"
     if os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _netrc():
-        return {"wandb": "online: a key was found"}
+        return "online: a key was found"
     os.environ["WANDB_MODE"] = "offline"
-    return {"wandb": "offline: no WANDB_API_KEY in the environment or .env; upload later with `wandb sync`"}
+    return "offline: no WANDB_API_KEY in the environment or .env; upload later with `wandb sync`"
 
 
 def _netrc() -> str:

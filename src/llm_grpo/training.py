@@ -23,7 +23,8 @@ from llm_grpo.drift import sampled_logprobs
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation import item
 from llm_grpo.policy import Policy
-from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task, columns_of
+from llm_grpo.problems import table_of
+from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.runs import Run
 from llm_grpo.watching import Watch
@@ -130,6 +131,7 @@ def build_trainer(
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
+    watch.hyperparameters.loggers = trainer.callback_handler.callbacks
     return trainer
 
 
@@ -167,11 +169,7 @@ def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:
 
 def dataset_of(problems: Sequence[Problem]) -> Dataset:
     """One row per problem: `prompt` as messages, `answer`, `id` and the columns of `meta`."""
-    columns = columns_of([problem.example for problem in problems])
-    for name, values in columns.items():
-        if len({type(value) for value in values if value is not None}) > 1:  # Arrow takes one type a column
-            columns[name] = [None if value is None else str(value) for value in values]
-    return Dataset.from_dict({"prompt": [list(problem.messages) for problem in problems], **columns})
+    return Dataset.from_dict(table_of(problems))
 
 
 def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path | None) -> tuple[float, bool]:

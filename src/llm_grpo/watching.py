@@ -15,12 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from llm_grpo import runs
 from llm_grpo.config import Config
 from llm_grpo.drift import METRIC, Drift
 from llm_grpo.runs import Run
 from llm_grpo.tables import sample_text
+from llm_grpo.yaml_text import write_yaml
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Watch:
     metrics: MetricsFile
     samples: SampleEvery
     drift: DriftWarning
+    hyperparameters: Hyperparameters
 
     def callbacks(self) -> list[TrainerCallback]:
-        return [self.validation, self.stop, self.bar, self.metrics, self.samples, self.drift]
+        return [self.validation, self.stop, self.bar, self.metrics, self.samples, self.drift, self.hyperparameters]
 
 
 class MetricsFile(TrainerCallback):
@@ -59,6 +62,28 @@ class DriftWarning(TrainerCallback):
         said = self.drift(logs[METRIC]) if logs and METRIC in logs else None
         if said:
             self.console.print(f"step {state.global_step}: {said}", style="yellow", highlight=False, soft_wrap=True)
+
+
+class Hyperparameters(TrainerCallback):
+    """The whole effective config, told to W&B, Trackio and TensorBoard; TRL tells them only its own part of it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.loggers: list[TrainerCallback] = []  # the trainer's callbacks, set once there is a trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        settings = self.config.as_dict()
+        for logger in self.loggers if state.is_world_process_zero else ():
+            if isinstance(logger, WandbCallback):
+                import wandb
+
+                wandb.config.update({"llm_grpo": settings}, allow_val_change=True)
+            elif isinstance(logger, TrackioCallback):
+                import trackio
+
+                trackio.config.update({"llm_grpo": settings}, allow_val_change=True)
+            elif isinstance(logger, TensorBoardCallback):
+                logger.tb_writer.add_text("llm_grpo", f"```yaml\n{write_yaml(settings, 'config.yaml')}```")
 
 
 class ProgressBar(TrainerCallback):
@@ -123,6 +148,7 @@ class Validation(TrainerCallback):
         if step and self.metrics is not None:
             for name in ("strict_accuracy", "lenient_accuracy", "format_rate"):
                 self.metrics[f"validation/{name}"].append(report[name])
+            self.metrics["seconds/validation"].append(time.perf_counter() - start)
         self.seconds += time.perf_counter() - start
 
 
@@ -177,6 +203,7 @@ def watch(
         MetricsFile(run),
         SampleEvery(run, config.logging.sample_every, console),
         DriftWarning(console),
+        Hyperparameters(config),
     )
 
 
