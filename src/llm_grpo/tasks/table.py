@@ -157,9 +157,11 @@ def _read_once(path: Path, _changed_ns: int, layout: Layout, not_in: tuple[Path,
         for example in _read(other, layout, ()).examples
     }
 
+    stem = path.stem
+
     def to_example(line: int, row: Mapping[str, Any]) -> Example:
-        example = _example(f"{path.stem}/{line}", row, layout)
-        other = taken.get(question_hash(example.prompt[-1]["content"]))
+        example = _example(f"{stem}/{line}", row, layout)
+        other = taken.get(question_hash(example.prompt[-1]["content"])) if taken else None
         if other:
             raise BadRowError(f"the question also stands in {other}")
         return example
@@ -169,21 +171,20 @@ def _read_once(path: Path, _changed_ns: int, layout: Layout, not_in: tuple[Path,
 
 def _example(default_id: str, row: Mapping[str, Any], layout: Layout) -> Example:
     question = text_of(row, layout.question)
-    answer = GOLD_FORMATS[layout.gold_format](text_of(_numbers_as_text(row), layout.answer))
+    answer = GOLD_FORMATS[layout.gold_format](_text_or_number(row, layout.answer))
     if not answer:
         raise BadRowError(f"no {layout.gold_format} answer in '{layout.answer}'")
-    if layout.numeric and parse_number(answer) is None:
+    if layout.numeric and not (answer.isascii() and answer.isdigit()) and parse_number(answer) is None:
         raise BadRowError(f"'{answer[:40]}' in '{layout.answer}' is no number (task.args.match)")
-    identity = text_of(_numbers_as_text(row), layout.id) if layout.id else default_id
+    identity = _text_or_number(row, layout.id) if layout.id else default_id
     meta = {name: value for name, value in row.items() if name not in (layout.question, layout.answer, layout.id)}
     if layout.gold_format == "hash":
         meta.setdefault("solution", row[layout.answer])  # what stands before the mark is how it is solved
     return Example(identity, ({"role": "user", "content": question},), answer, meta)
 
 
-def _numbers_as_text(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON writes 42 as readily as "42"; true, null and NaN are no answers."""
-    return {
-        name: str(value) if type(value) is int or (type(value) is float and math.isfinite(value)) else value
-        for name, value in row.items()
-    }
+def _text_or_number(row: Mapping[str, Any], column: str) -> str:
+    """As `text_of`, but JSON writes 42 as readily as "42"; true, null and NaN are no answers."""
+    value = row.get(column)
+    is_number = type(value) is int or (type(value) is float and math.isfinite(value))
+    return str(value) if is_number else text_of(row, column)
