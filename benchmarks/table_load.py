@@ -64,7 +64,7 @@ def ours(kind: str, file: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from llm_grpo.config import load_config
-    from llm_grpo.problems import columns_and_prompts, prepare
+    from llm_grpo.problems import prepare, table_of
     from llm_grpo.tasks import build_task
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "tiny_qwen2")
@@ -75,7 +75,7 @@ def ours(kind: str, file: Path) -> dict[str, Any]:
     seconds["load"] = time.process_time() - start
     data = {split: prepare(task, split, config, tokenizer) for split in ("train", "validation", "test")}
     seconds["prepare"] = time.process_time() - start - seconds["load"]
-    Dataset.from_dict(columns_and_prompts(data["train"].problems))
+    Dataset.from_dict(table_of(data["train"].problems))
     seconds["table"] = time.process_time() - start - seconds["load"] - seconds["prepare"]
     bad = data["train"].bad_rows
     assert len(bad) == TWICE and "stands in line 1 already" in bad[0].reason, bad[:2]
@@ -124,7 +124,10 @@ def compare(kind: str, file: Path, rounds: int) -> dict[str, Any]:
             runs[who].append(measured(who, kind, file))
     median = {who: statistics.median(sum(run["seconds"].values()) for run in found) for who, found in runs.items()}
     memory = {who: statistics.median(run["peak_mb"] for run in found) for who, found in runs.items()}
-    ratios = {"seconds": round(median["ours"] / median["peer"], 2), "peak_mb": round(memory["ours"] / memory["peer"], 2)}
+    ratios = {
+        "seconds": round(median["ours"] / median["peer"], 2),
+        "peak_mb": round(memory["ours"] / memory["peer"], 2),
+    }
     return {"median_seconds": median, "median_peak_mb": memory, "ours_over_peer": ratios, "runs": runs}
 
 
