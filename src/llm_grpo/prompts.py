@@ -6,7 +6,7 @@ that has none (distilgpt2 and other base models) is given PLAIN_TEMPLATE, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
