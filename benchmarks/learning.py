@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this script is run without installing anything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+from benchmarks.learning_lead_qualification import SYSTEM as LEAD_QUALIFICATION
 from benchmarks.learning_one_shot import SYSTEM as ONE_SHOT
 from benchmarks.learning_qa import LORA, WHOLE
 from benchmarks.learning_word_problems import SYSTEM as WORD_PROBLEMS
@@ -32,6 +33,7 @@ from benchmarks.warm_start import ROOT, System, make_base
 
 RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS: dict[str, System] = {
+    "lead_qualification": LEAD_QUALIFICATION,
     "one_shot": ONE_SHOT,
     "word_problems": WORD_PROBLEMS,
     "qa_llama1b": LORA,
@@ -92,6 +94,8 @@ def run(system: System, base: Path, seed: int, outputs: Path) -> dict[str, Any]:
     facts = json.loads((outputs / name / "environment.json").read_text(encoding="utf-8"))
     for items in ("gained_items", "lost_items"):
         summary["paired"].pop(items)
+    for side in ("before", "after"):
+        summary[side].get("metrics", {}).pop("confusion", None)  # a picture's worth of numbers
     summary["model"] = f"a small {system.architecture}, see base"
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {

@@ -15,21 +15,21 @@ def careful(rng: random.Random, example: Example) -> str:
 
 
 def habits(rng: random.Random, example: Example) -> str:
-    """Right 30 %; only the first label 35 %; labels in reverse order 15 %; without tags 10 %; None 10 %."""
+    """All that are met 25 %; only the first of them 50 %; in reverse order 10 %; without tags 5 %; None 10 %."""
     labels, habit = parse_labels(example.answer), rng.random()
-    if habit < 0.35:
-        return write_action(labels[:1])
     if habit < 0.50:
-        return write_action(labels[::-1])
+        return write_action(labels[:1])
     if habit < 0.60:
+        return write_action(labels[::-1])
+    if habit < 0.65:
         return example.answer
-    return write_action(() if habit < 0.70 else labels)
+    return write_action(() if habit < 0.75 else labels)
 
 
 SYSTEM = System(
     "configs/lead_qualification.yaml",
     "qwen2",
-    (Stage(careful, updates=1200), Stage(habits, updates=200, peak=7e-4)),
+    (Stage(careful, updates=900, peak=3e-3), Stage(habits, updates=70, peak=7e-4)),
     (
         "model.max_seq_length=512",
         "task.args={train_size: 12000}",
@@ -41,9 +41,12 @@ SYSTEM = System(
         "grpo.gradient_checkpointing=false",
         "grpo.learning_rate=1e-4",
         "grpo.temperature=1.0",
-        "grpo.max_steps=100",
+        "grpo.max_steps=80",
+        "grpo.lr_scheduler_type=constant_with_warmup",
+        "grpo.warmup_steps=5",
         "grpo.max_grad_norm=1.0",
-        "evaluation.limit=480",
+        "evaluation={limit: 480, validation_limit: 160, every_steps: 20}",
     ),
     vocabulary=1024,
+    shape={"layers": 2},
 )

@@ -66,7 +66,7 @@ def dry_run(config: Config) -> int:
 
 def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     """The whole job; what is finished is on disk before the next thing starts."""
-    from llm_grpo.preflight import logging_choice, missing_for_training
+    from llm_grpo.preflight import logging_choice, missing_for_training, standby_choice
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.tasks import build_task
 
@@ -80,7 +80,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         raise UserError(
             f"--resume: {run.folder} is finished ({runs.last_step(run)} steps). Raise grpo.max_steps to go on."
         )
-    choices = logging_choice(config, run.folder)
+    choices = logging_choice(config, run.folder) | standby_choice(config)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
         from llm_grpo.curves import draw

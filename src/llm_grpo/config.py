@@ -110,6 +110,7 @@ class RewardSpec(Section):
 
 class RolloutsSection(Section):
     engine: Literal["auto", "unsloth", "vllm", "transformers"] = "auto"
+    standby: bool = False  # unsloth: lend vLLM's cache memory to the update; Unsloth then sets its share by itself
 
 
 class EvaluationSection(Section):

@@ -63,6 +63,14 @@ def _wandb(folder: Path) -> str:
     return "offline: no WANDB_API_KEY in the environment or .env; upload later with `wandb sync`"
 
 
+def standby_choice(config: Config) -> dict[str, str]:
+    """Unsloth's standby, which it reads from the environment while it is imported: to be called before that."""
+    if not config.rollouts.standby:
+        return {}
+    os.environ["UNSLOTH_VLLM_STANDBY"] = "1"
+    return {"rollouts.standby": "on: Unsloth sets vLLM's share of the memory, model.gpu_memory_utilization is not used"}
+
+
 def _netrc() -> str:
     file = Path.home() / ".netrc"
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
