@@ -173,7 +173,7 @@ def merged(args: argparse.Namespace, of: str) -> Callable[[str], dict[str, Any]]
         folder = args.outputs / of
         run([sys.executable, "src/merge.py", "--run", str(folder), "--overwrite"], args, name)
         proof = json.loads((folder / "merged" / "proof.json").read_text())
-        return {key: value for key, value in proof.items() if key in ("merge", "passed", "base", "four_bit", "n")}
+        return {key: proof.get(key) for key in ("passed", "failures", "computed_in", "weights_dtype", "merged")}
 
     return part
 

@@ -160,8 +160,8 @@ def _example_of(config: Config) -> dict[str, Example]:
     from llm_grpo.prompts import with_system
     from llm_grpo.tasks import build_task
 
-    if all(reward.name in REWARDS for reward in config.rewards):
-        return {}  # ours are given what they read anyhow, and the data need not be at hand
+    if all(reward.name in {**REWARDS, **LEARNED} for reward in config.rewards):
+        return {}  # ours read no column but the answer, and a learned one is better asked what the cases answer
     task = build_task(config.task.name, config.task.args)
     try:
         example = task.load("train").examples[0]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import run_script
+import yaml
+from conftest import ROOT, run_script
 from rich.console import Console
 
 from llm_grpo import runs
 from llm_grpo.config import load_config
-from llm_grpo.problems import worked_examples
+from llm_grpo.problems import build_rewards, worked_examples
 from llm_grpo.tables import SHOWN, sample_text
 from llm_grpo.watching import SampleEvery
 
@@ -117,3 +119,14 @@ def test_lines_of_a_response_stay_under_its_label() -> None:
     said = sample_text({**ROW, "extracted": None, "lenient": False}, 1).plain.split("\n")
     assert said[3:6] == ["   response  <answer>", "             12", "             </answer>"]
     assert "extracted  nothing  (wrong)" in said[6]
+
+
+@pytest.mark.parametrize("page", ["one_shot.md", "grpo_gsm8k.md"])
+def test_the_yaml_of_the_docs_is_accepted(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        given = yaml.safe_load(block)
+        minimal = {"model": {"name": "m"}, "task": {"name": "gsm8k"}, "rewards": [{"name": "correctness_reward_func"}]}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(minimal | given))
+        assert build_rewards(load_config(tmp_path / "c.yaml", environment={}).rewards)

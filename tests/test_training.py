@@ -72,9 +72,10 @@ def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: 
     assert [row["step"] for row in metrics] == [1, 2]
     wanted = ("reward", "loss", "grad_norm", "learning_rate", "accuracy", "format_rate", "truncated_share", "tokens_per_second",
               "frac_reward_zero_std", "completions/mean_length", "seconds/generation", "seconds/rewards", "seconds/update",
-              "step_time", "memory_peak_gb")  # fmt: skip
+              "step_time", "memory_peak_gb", "sampling/sampling_logp_difference/mean")  # fmt: skip
     for row in metrics:
         assert all(math.isfinite(row[name]) for name in wanted), row
+        assert row["sampling/sampling_logp_difference/mean"] < 1e-4, "the policy generates from itself"
     rows = list(runs.read_jsonl(run.completions / "step_000001.jsonl"))
     assert len(rows) == 16
     for start in (0, 8):
