@@ -72,5 +72,5 @@ OVERRIDES = (
 )
 LORA = System("configs/qa_llama1b.yaml", "llama", STAGES, (*OVERRIDES, "grpo.learning_rate=1e-4"), data=write_data)
 WHOLE = System(
-    "configs/qa_llama1b.yaml", "llama", STAGES, (*OVERRIDES, "grpo.learning_rate=1e-5", "lora=null"), data=write_data
+    "configs/qa_llama1b.yaml", "llama", STAGES, (*OVERRIDES, "grpo.learning_rate=1e-4", "lora=null"), data=write_data
 )

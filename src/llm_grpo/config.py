@@ -222,10 +222,9 @@ def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
 
 def _faults_between(config: Config) -> list[str]:
     """What two sections say that cannot go together."""
-    window, completion, faults = config.model.max_seq_length, config.grpo["max_completion_length"], []
-    if window <= completion:
-        room = f"leaves no room for a prompt in model.max_seq_length ({window})"
-        faults.append(f"grpo.max_completion_length: {completion} {room}.")
+    window, completion = config.model.max_seq_length, config.grpo["max_completion_length"]
+    full = f"grpo.max_completion_length: {completion} leaves no room for a prompt in model.max_seq_length ({window})."
+    faults = [full] if window <= completion else []
     if config.lora is None and config.model.load_in_4bit is True:
         faults.append("lora: null trains all weights; 4-bit ones cannot be trained. Set model.load_in_4bit=false.")
     return faults
