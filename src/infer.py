@@ -32,7 +32,7 @@ AT_A_TIME = 64  # prompts that are answered before their answers are written
 
 
 def main(argv: list[str] | None = None) -> int:
-    from llm_grpo.problems import system_prompt
+    from llm_grpo.problems import system_prompt, worked_examples
     from llm_grpo.rollouts import Sampling
     from llm_grpo.rollouts.loading import config_of, open_engine
 
@@ -43,12 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     answered = there_already(Path(args.output), prompts, args.resume) if args.output else 0
     config = config_of(args)
     system = args.system if args.system is not None or config is None else system_prompt(config)
+    shots = worked_examples(config) if config else ()
     with command.library_output_in(Path(args.log)):
         engine, what = open_engine(args, config)
     console.print(f"{what}\n", style="dim", highlight=False, markup=False)
     if args.chat:
-        return chat(engine, sampling, system, capped=args.max_tokens is None)
-    asked = [conversation([{"role": "user", "content": prompt}], system) for prompt in prompts]
+        return chat(engine, sampling, system, shots, capped=args.max_tokens is None)
+    asked = [conversation([{"role": "user", "content": prompt}], system, shots) for prompt in prompts]
     if args.max_tokens is None:
         sampling = within_window(engine, asked, sampling)
         if sampling.max_tokens < USUAL_MAX_TOKENS:
@@ -146,10 +147,11 @@ def there_already(path: Path, prompts: Sequence[str], resume: bool) -> int:
     return len(there)
 
 
-def conversation(turns: Sequence[Message], system: str | None) -> list[Message]:
+def conversation(turns: Sequence[Message], system: str | None, shots: Sequence[Message]) -> list[Message]:
+    """What the model is asked, as it was asked in training: system prompt and worked examples first."""
     from llm_grpo.prompts import with_system
 
-    return with_system(turns, system)
+    return with_system(turns, system, shots)
 
 
 def within_window(engine: Engine, asked: Sequence[Sequence[Message]], sampling: Sampling) -> Sampling:
@@ -187,7 +189,7 @@ def show(prompt: str, group: Sequence[Completion]) -> None:
         console.print(Panel(Text(said), title=Text(prompt), title_align="left"))
 
 
-def chat(engine: Engine, sampling: Sampling, system: str | None, capped: bool) -> int:
+def chat(engine: Engine, sampling: Sampling, system: str | None, shots: Sequence[Message], *, capped: bool) -> int:
     """A dialogue on the terminal, or a line at a time from a pipe. /new forgets what was said."""
     console.print("An empty line ends, /new begins anew.", style="dim")
     turns: list[Message] = []
@@ -195,7 +197,7 @@ def chat(engine: Engine, sampling: Sampling, system: str | None, capped: bool) -
         if line == "/new":
             turns = []
             continue
-        asked = [conversation([*turns, {"role": "user", "content": line}], system)]
+        asked = [conversation([*turns, {"role": "user", "content": line}], system, shots)]
         try:
             drawn = within_window(engine, asked, sampling) if capped else sampling
             completion = engine.generate(asked, drawn)[0][0]

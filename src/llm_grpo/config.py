@@ -194,9 +194,7 @@ def load_config(
         put(data, dotted, value)
         for stale in [key for key in origins if key == dotted or key.startswith(f"{dotted}.")]:
             del origins[stale]
-        below = (
-            [".".join(filter(None, [dotted, inner])) for inner, _ in leaves(value)] if isinstance(value, dict) else []
-        )
+        below = [f"{dotted}.{inner}" for inner, _ in leaves(value) if inner] if isinstance(value, dict) else []
         origins |= dict.fromkeys(below or [dotted], origin)
     return check(data, origins, source=str(path))
 
