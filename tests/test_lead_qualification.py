@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, run_script
 
 from llm_grpo.config import load_config
 from llm_grpo.errors import UserError
@@ -279,3 +280,76 @@ def test_the_gold_earns_full_marks_and_a_wrong_set_does_not(tokenizer) -> None:
     assert wrong["strict_accuracy"] == wrong["lenient_accuracy"] == 0 and wrong["format_rate"] == 1
     assert wrong["reward"] == 0.5
     assert all("Call with" in item["question"] for item in right["items"]), "a person is shown the call"
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 of a few ten thousand weights with the shipped model's tokenizer and a longer window."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    folder, known = tmp_path_factory.mktemp("base"), AutoTokenizer.from_pretrained(TINY)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(vocab_size=len(known), num_key_value_heads=2, max_position_embeddings=1024,
+                         eos_token_id=known.eos_token_id, pad_token_id=known.pad_token_id, **shape)  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    known.save_pretrained(folder)
+    return folder
+
+
+def test_from_the_command_line_alone(small_base: Path, tmp_path: Path) -> None:
+    """Data, base and place are said on the command line: data -> train -> evaluate -> merge -> infer."""
+    calls, run = tmp_path / "calls.csv", tmp_path / "outputs" / "leads"
+    assert run_script("examples/write_sales_calls.py", "--rows", 240, "--output", calls).returncode == 0
+    words = [f"task.args.path={calls}", f"model.name={small_base}", f"run.output_dir={tmp_path / 'outputs'}"]
+    few = ["run.name=leads", "model.merge_base=null", "model.max_seq_length=1024", "grpo.max_steps=2",
+           "grpo.gradient_accumulation_steps=1", "grpo.per_device_train_batch_size=12", "evaluation.limit=12",
+           "evaluation.validation_limit=4", "evaluation.every_steps=2"]  # fmt: skip
+    done = run_script("src/train.py", "--config", CONFIG, *words, *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = " ".join(done.stdout.split())
+    assert "model.load_in_4bit: false: auto: a CPU" in printed and "dtype: float32" in printed
+    assert "invalid format rate" in printed and "precision" in printed
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["after"]["metrics"]["numbers"]["invalid_format_rate"] == 1.0
+    assert set(summary["after"]["metrics"]["classes"]) == set(LABELS)
+    assert any(said.startswith("No signal: in 100%") for said in summary["diagnoses"]), summary["diagnoses"]
+    assert "No signal: in 100% of the groups" in printed, "a model that only fails is told to have no signal"
+    assert (run / "eval" / "confusion.png").stat().st_size > 20_000
+
+    done = run_script("src/eval.py", "--run", run, "--split", "validation", "--limit", 4)
+    assert done.returncode == 0 and (run / "eval" / "validation-1.png").is_file(), done.stdout + done.stderr
+    done = run_script("src/merge.py", "--run", run, "--overwrite", "--proof-limit", 4)
+    assert done.returncode == 0 and (run / "merged" / "proof.json").is_file(), done.stdout + done.stderr
+    card = (run / "merged" / "README.md").read_text()
+    assert "| invalid format rate | 1.000 | 1.000 |" in card and "By class, after training" in card
+    done = run_script("src/infer.py", "--model", run / "merged", "--prompt", "Is it a lead?", "--max_tokens", 8)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- model.load_in_4bit: auto ------------------------------------------------------------------------------------
+
+AUTO = [
+    ("auto", True, True, True, (True, "auto: a GPU"), "a GPU that can"),
+    ("auto", False, True, True, (False, "auto: a CPU"), "a CPU"),
+    ("auto", True, False, True, (False, "auto: bitsandbytes is not installed"), "a GPU without the package"),
+    ("auto", True, True, False, (False, "auto: all weights are trained"), "no LoRA"),
+    (True, False, False, True, (True, "asks for it"), "true is the user's word"),
+    (False, True, True, True, (False, "asks for it"), "and so is false"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "gpu", "package", "lora", "expected", "why"), AUTO, ids=[row[5] for row in AUTO])
+def test_four_bit_by_itself(monkeypatch, wanted, gpu, package, lora, expected, why) -> None:
+    import torch
+
+    from llm_grpo import rollouts
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(rollouts.importlib.util, "find_spec", lambda name: object() if package else None)
+    chosen, reason = rollouts.choose_four_bit(wanted, lora)
+    assert chosen == expected[0] and expected[1] in reason, why
+
+
+def test_four_bit_takes_three_words() -> None:
+    with pytest.raises(UserError, match=r"model\.load_in_4bit: 'yes' is not allowed\. Allowed: True, False or 'auto'"):
+        load_config(CONFIG, ["model.load_in_4bit=yes"], environment={})

@@ -230,8 +230,7 @@ def _faults_between(config: Config) -> list[str]:
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of everything in a nested dict; lists are walked by index, empty ones are leaves."""
-    inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    entries = list(inner)
+    entries = list(node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ())
     if not entries:
         yield path, node
     for key, value in entries:

@@ -42,12 +42,29 @@ def results(
         "the format that was asked for, lenient from wherever a person would find it. Measured with the {learned}, "
         f"step {after['step']}.\n\n{table(['', 'before', 'after'] if before else ['', 'after'], rows)}"
     )
+    said += _metrics(columns)
     if paired:
         said += (
             f"\n\nItem by item (strict): {paired['gained']} gained, {paired['lost']} lost, exact McNemar test "
             f"p {p_value(paired['p_value'])}. Of the gained, {paired['newly_right']} were wrong before however one "
             f"reads them, {paired['was_unreadable']} were right but not in the format."
         )
+    return said
+
+
+def _metrics(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What the task counts besides (Task.metrics): its numbers for each report, and its classes in the last."""
+    found = [report.get("metrics") for report in reports]
+    if not all(found):
+        return ""
+    columns = ["before", "after"][-len(found) :]
+    rows = [[name.replace("_", " "), *(f"{m['numbers'][name]:.3f}" for m in found)] for name in found[-1]["numbers"]]
+    said = f"\n\n{table(['', *columns], rows)}"
+    classes = found[-1]["classes"]
+    if classes:
+        names = list(next(iter(classes.values())))
+        numbers = [[name, *(f"{row[key]:.3g}" for key in names)] for name, row in classes.items()]
+        said += f"\n\nBy class, after training:\n\n{table(['', *names], numbers)}"
     return said
 
 
