@@ -20,7 +20,7 @@ LAYERS = {
     **dict.fromkeys(["rollouts", "policy"], 2),
     **dict.fromkeys(["evaluation", "training", "export", "watching", "tables", "curves", "preflight", "command"], 3),
     "drift": 2,
-    "verification": 3,
+    **dict.fromkeys(["verification", "serving"], 3),
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "unsloth", "vllm", "math_verify", "matplotlib")
 

@@ -22,11 +22,16 @@ def config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Config
     return None
 
 
-def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine, str]:
-    """(engine, what it is, for a person). Raises UserError where the model or the wished engine cannot be had."""
+def which_model(args: argparse.Namespace, config: Config | None) -> tuple[str, Path | None]:
+    """(model, adapter on it) that --run, --adapter or --model name; no adapter where a whole model was learned."""
     learned = runs.find(args.run).chosen_weights() if args.run else Path(args.adapter) if args.adapter else None
     whole = learned is not None and runs.is_whole_model(learned)
-    name, adapter = (str(learned), None) if whole else (args.model or _base_of(learned, config), learned)
+    return (str(learned), None) if whole else (args.model or _base_of(learned, config), learned)
+
+
+def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine, str]:
+    """(engine, what it is, for a person). Raises UserError where the model or the wished engine cannot be had."""
+    name, adapter = which_model(args, config)
     own = config_of(args)
     trained = own.model if own else None
     engine, _ = choose_engine(args.engine, STANDALONE)
