@@ -111,13 +111,15 @@ def build_page(source: Source, opening: Sequence[Message] = (), title: str = "")
                 said += piece
                 yield shown(said, whole=False)
         except UserError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(str(error), print_exception=False) from error
         yield shown(said, whole=True)
 
     return gradio.ChatInterface(
         reply,
         title=title,
-        chatbot=gradio.Chatbot(render_markdown=False, show_label=False),  # what a model writes is text, not a page
+        api_name="chat",
+        # What a model writes is text, not a page; and no button sends it to the Hub.
+        chatbot=gradio.Chatbot(render_markdown=False, show_label=False, height="60vh", buttons=["copy"]),
         concurrency_limit=source.at_once,
         additional_inputs=[
             gradio.Dropdown(list(source.models), value=source.models[0], label="Model"),
