@@ -1,4 +1,4 @@
-"""python src/serve.py with the real openai client, gradio and a browser: one start of vLLM's server, then a restart.
+"""python src/serve.py with the real openai and gradio clients: one start of vLLM's server, then a restart.
 
 The tests stand in the order of one server's life; the restart is last.
 """
@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_chromium, wait_for
+from browser import free_port, wait_for
 from conftest import ROOT, TINY
 
 from llm_grpo.config import load_config
@@ -52,12 +51,6 @@ class Started:
         import psutil
 
         return psutil.Process(self.process.pid).children(recursive=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(run: Path, port: int, **environment: str) -> Started:
@@ -184,17 +177,6 @@ def test_the_page_answers_through_its_api(server: Started) -> None:
     shown = client.predict(QUESTIONS[0], "tiny_qwen2", "Answer.", 0, 0.95, 40, False, api_name="/chat")
     said = ask(server.client(), QUESTIONS[0], "tiny_qwen2")
     assert said.strip() in json.dumps(shown, ensure_ascii=False).replace("\\n", "\n").replace('\\"', '"'), (shown, said)
-
-
-@pytest.mark.skipif(not has_gradio, reason="gradio is not installed (requirements-test.txt)")
-@pytest.mark.skipif(find_chromium() is None, reason="no chromium on the path")
-def test_a_person_asks_on_the_page(server: Started, run: Path) -> None:
-    with Browser(f"http://127.0.0.1:{server.page_port}") as tab:
-        wait_for(lambda: tab.run("!!document.querySelector('textarea')"))
-        tab.run("document.querySelector('textarea').focus()")
-        tab.type(QUESTIONS[0])
-        wait_for(lambda: "pens is that" in tab.text() and tab.run("!!document.querySelector('.bot')"))
-        tab.picture(run / "page.png")
 
 
 def post(url: str, key: str | None) -> int:

@@ -1,8 +1,9 @@
-"""serving/: what a server is told, what is said where it cannot start, how an answer is taken apart. No vLLM here."""
+"""serving/: what a server is told, and what is said where it cannot start. No vLLM here."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -16,69 +17,10 @@ from conftest import ROOT, TINY, run_script
 
 from llm_grpo.config import load_config
 from llm_grpo.errors import UserError
-from llm_grpo.prompts import PLAIN_TEMPLATE, SYSTEM_PROMPTS
+from llm_grpo.prompts import PLAIN_TEMPLATE
 from llm_grpo.serving import process
 from llm_grpo.serving.model import served
-from llm_grpo.serving.page import apart, conversation, from_transformers, shown
 from llm_grpo.yaml_text import write_yaml
-
-XML = "<reasoning>\n3+4=7\n</reasoning>\n<answer>\n7\n</answer>"
-APART = [
-    (XML, ("3+4=7", "7"), "the form that is asked for"),
-    ("<reasoning>a</reasoning><answer>7</answer>\n", ("a", "7"), "without line breaks"),
-    ("<reasoning>\n3+", ("3+", ""), "still thinking"),
-    ("<reaso", ("", ""), "no half tag flickers at the start"),
-    ("<reasoning>\n3</reas", ("3", ""), "nor at the end of the reasoning"),
-    ("<reasoning>\n3</reasoning>\n<ans", ("3", ""), "nor before the answer"),
-    ("<reasoning>\n3</reasoning>\n<answer>7</an", ("3", "7"), "nor behind it"),
-    ("<reasoning>3</reasoning> so 7", ("3", "so 7"), "an answer without tags is shown"),
-    ("<reasoning>3</reasoning><answer>7</answer> or 8", ("3", "<answer>7</answer> or 8"), "nothing is hidden"),
-    (
-        "It is 7. <reasoning>late</reasoning>",
-        ("", "It is 7. <reasoning>late</reasoning>"),
-        "another form is left alone",
-    ),
-    ("3+4=7\n#### 7", ("3+4=7", "#### 7"), "GSM8K's own form"),
-    ("# Title\n#### Part\nand more", ("", "# Title\n#### Part\nand more"), "a heading is no answer"),
-    ("<respond> Need </respond>", ("", "<respond> Need </respond>"), "a task with a form of its own"),
-    ("", ("", ""), "nothing yet"),
-]
-
-
-@pytest.mark.parametrize(("text", "parts", "why"), APART, ids=[row[2] for row in APART])
-def test_reasoning_and_answer_apart(text: str, parts: tuple[str, str], why: str) -> None:
-    assert apart(text) == parts, why
-
-
-@pytest.mark.parametrize("text", [XML, "3+4=7\n#### 7", "7", "<respond> Need </respond>"])
-def test_what_is_shown_is_remembered_as_it_was_written(text: str) -> None:
-    question = {"role": "user", "content": [{"type": "text", "text": "3+4?"}], "metadata": None}
-    assert conversation([question, *shown(text, whole=True)]) == [
-        {"role": "user", "content": "3+4?"},
-        {"role": "assistant", "content": text},
-    ]
-
-
-def test_the_thought_is_pending_until_the_answer_begins() -> None:
-    status = [shown(XML[:n], whole=False)[0].get("metadata", {}).get("status") for n in (20, len(XML))]
-    assert status == ["pending", None]
-
-
-def test_a_model_in_this_process_streams_what_it_generates() -> None:
-    from llm_grpo.rollouts import Sampling
-    from llm_grpo.rollouts.transformers import load_engine
-
-    messages = [{"role": "user", "content": "Tom has 5 pens and buys 7 more. How many pens is that?"}]
-    source = from_transformers(str(TINY))
-    whole = load_engine(str(TINY), None, None).generate([messages], Sampling(30))[0][0].text
-    pieces = list(source.stream(str(TINY), messages, 0.0, 1.0, 30))
-    assert "".join(pieces) == whole and len([piece for piece in pieces if piece]) > 3
-    assert list(source.stream(str(TINY), messages, 0.0, 1.0, None)), (
-        "the window ends before 1024 tokens, and that is fine"
-    )
-    with pytest.raises(UserError, match="window of 256"):
-        list(source.stream(str(TINY), [{"role": "user", "content": "pens " * 300}], 0.0, 1.0, 30))
-
 
 # --- what vLLM is told ------------------------------------------------------------------------------------------
 
@@ -203,20 +145,14 @@ def test_without_vllm_it_says_what_to_install() -> None:
         assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
         done = run_script("src/serve.py", "--model", TINY, "--port", port)
-    if importlib_has_vllm():
-        assert done.returncode == 2 and f"127.0.0.1:{port} cannot be used" in done.stderr, done.stderr
-
-
-def importlib_has_vllm() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("vllm") is not None
+    assert done.returncode == 2 and f"127.0.0.1:{port} cannot be used" in done.stderr, done.stderr
 
 
 LOG = """(APIServer pid=1) INFO 11-21 starting
@@ -267,34 +203,3 @@ def test_serving_loads_neither_unsloth_nor_trl(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
-
-
-# --- the Space --------------------------------------------------------------------------------------------------
-
-
-def test_the_space_runs_with_the_package_beside_it(tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed (requirements-test.txt)")
-    shutil.copytree(ROOT / "examples" / "space", tmp_path / "space")
-    shutil.copytree(ROOT / "src" / "llm_grpo", tmp_path / "space" / "llm_grpo")
-    code = (
-        "import app, llm_grpo, sys\n"
-        "assert llm_grpo.__file__.startswith(sys.argv[1]), llm_grpo.__file__\n"
-        "unneeded = [m for m in ('yaml', 'peft', 'trl', 'vllm', 'openai', 'llm_grpo.config') if m in sys.modules]\n"
-        "turns = list(app.page.fn('Tom has 5 pens and buys 7 more. How many?', [], '', 'Answer.', 0, 1, 30, False))\n"
-        "print(len(turns), turns[-1], unneeded)"
-    )
-    environment = {**os.environ, "MODEL_NAME": str(TINY), "GRADIO_ANALYTICS_ENABLED": "False"}
-    words = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(words, cwd=tmp_path / "space", capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and "'role': 'assistant'" in done.stdout, done.stdout + done.stderr
-
-
-def test_the_space_names_the_gradio_that_is_tested() -> None:
-    text = (ROOT / "examples" / "space" / "README.md").read_text()
-    pinned = next(
-        line for line in (ROOT / "requirements-test.txt").read_text().splitlines() if line.startswith("gradio")
-    )
-    assert f"sdk_version: {pinned.partition('==')[2]}" in text and "app_file: app.py" in text
-    for line in (ROOT / "examples" / "space" / "requirements.txt").read_text().splitlines():
-        assert line.startswith("#") or line in (ROOT / "requirements.txt").read_text().splitlines(), line
-    assert SYSTEM_PROMPTS["xml"]
