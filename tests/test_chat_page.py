@@ -106,9 +106,9 @@ def test_a_person_asks_and_sees_reasoning_and_answer_apart(page: tuple[str, Sour
         tab.type(QUESTION)
         thought = wait_for(lambda: tab.run("document.querySelector('.thought-group')?.innerText"))
         wait_for(lambda: tab.run("document.querySelector('.bot')?.innerText || ''").strip().endswith(answer))
-        tab.picture(tmp_path / "page.png")
         assert re.split(r"\s+", thought.strip())[0] == "Reasoning" and "<answer>" not in tab.text()
         wait_for(lambda: reasoning in tab.run("document.querySelector('.thought-group').innerText"))
+        tab.picture(tmp_path / "page.png")
         assert tab.run("document.querySelector('h1').innerText") == "Pens"
 
 
