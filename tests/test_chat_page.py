@@ -123,6 +123,21 @@ def test_what_is_too_long_is_said_on_the_page(page: tuple[str, Source]) -> None:
         client.predict("pens " * 300, *settings, api_name="/chat")
 
 
+def test_the_key_is_the_password_where_others_reach_the_page(page: tuple[str, Source]) -> None:
+    from gradio_client import Client
+
+    guarded, port = build_page(page[1]), free_port()
+    open_page(guarded, "0.0.0.0", port, key="a key")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert Client(url, auth=("me", "a key"), verbose=False).view_api(return_format="dict")
+        for wrong in (None, ("me", "key")):
+            with pytest.raises(ValueError, match=r"(?i)auth|login|credentials"):
+                Client(url, auth=wrong, verbose=False)
+    finally:
+        guarded.close()
+
+
 # --- the Space --------------------------------------------------------------------------------------------------
 
 

@@ -180,6 +180,14 @@ def test_the_page_answers_through_its_api(server: Started) -> None:
     assert [message["content"] for message in answered] == [message["content"] for message in expected]
 
 
+def test_pages_of_other_origins_are_not_let_in(server: Started) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/v1/models", headers={"Origin": "http://else.where"}
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        assert answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] is None
+
+
 def post(url: str, key: str | None) -> int:
     body = json.dumps({"model": "pens", "messages": messages("?"), "max_tokens": 2}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})

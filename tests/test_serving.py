@@ -166,6 +166,7 @@ LOG = """(APIServer pid=1) INFO 11-21 starting
 
 def test_the_last_words_begin_with_the_cause() -> None:
     assert process.last_words(LOG)[0] == "ValueError: No available memory for the cache blocks."
+    assert process.last_words("usage: x\n  [--a]\nentry.py: error: unrecognized arguments: --b\n")[0].endswith("--b")
     assert process.last_words("a\nb\n\nc", lines=2) == ["b", "c"]
 
 
@@ -177,6 +178,17 @@ def test_a_server_that_dies_is_told_with_its_cause(tmp_path: Path, monkeypatch: 
         pytest.raises(UserError, match=r"before it was ready \(code 1\)(.|\n)*No module named no_such_server"),
     ):
         process.wait_until_ready(child, "http://127.0.0.1:9", log)
+
+
+def test_an_open_door_without_a_key_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import serve
+
+    model = ask(model=TINY)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    for host, key, warned in (("127.0.0.1", "", False), ("0.0.0.0", "", True), ("0.0.0.0", "k", False)):
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        serve.say_what_starts(model, argparse.Namespace(host=host, port=8000), tmp_path / "log")
+        assert ("Warning" in capsys.readouterr().out) is warned
 
 
 def test_addresses() -> None:

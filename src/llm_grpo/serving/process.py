@@ -136,12 +136,12 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, paus
 def ended(process: subprocess.Popen[bytes], log: Path, when: str) -> UserError:
     """What to tell a person of a server that is gone."""
     said = "\n  ".join(last_words(log.read_text(encoding="utf-8", errors="replace")))
-    return UserError(f"vLLM's server ended {when} (code {process.returncode}). {KNOBS}\nIts log, {log}:\n  {said}")
+    return UserError(f"vLLM's server ended {when} (code {process.returncode}):\n  {said}\nIts log: {log}. {KNOBS}")
 
 
 def last_words(text: str, lines: int = 4, width: int = 300) -> list[str]:
     """The errors in a log: the first few, because later ones follow from them; without any, its last lines."""
     plain = [re.sub(r"^\([^)]*\)\s*|\x1b\[[0-9;]*m", "", line).strip()[:width] for line in text.splitlines()]
     plain = [re.sub(r"^ERROR \S+ \S+ \[[^\]]*\] ?", "", line) for line in plain if line]
-    errors = [line for line in plain if re.match(r"[\w.]*(Error|Exception): ", line)]
+    errors = [line for line in plain if re.match(r"[\w.]*(Error|Exception): |Value error, |\S+: error: ", line)]
     return list(dict.fromkeys(errors))[:lines] or plain[-lines:]
