@@ -87,6 +87,15 @@ def test_four_bit_on_a_gpu_and_its_original_on_a_cpu(tmp_path: Path) -> None:
     assert option(on_cpu.options, "--quantization") is None and "16-bit" in on_cpu.choices["weights"]
 
 
+def test_automatic_four_bit_is_what_training_does_here(tmp_path: Path) -> None:
+    import torch
+
+    model = ask(on_gpu=torch.cuda.is_available(), run=make_run(tmp_path, "model.load_in_4bit=auto"))
+    assert ("weights" in model.choices) is (
+        torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
+    )
+
+
 def test_remote_code_only_where_the_config_says_so(tmp_path: Path) -> None:
     assert "--trust-remote-code" in ask(run=make_run(tmp_path, "model.trust_remote_code=true")).options
 

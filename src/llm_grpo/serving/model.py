@@ -87,6 +87,8 @@ def opening_of(config: Config | None) -> tuple[Message, ...]:
 
 def _base_options(base: str, config: Config | None, on_gpu: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """(vLLM's options by name, `model` among them; choices with their reasons)."""
+    from llm_grpo.rollouts import choose_four_bit
+
     trained = config.model if config else None
     options: dict[str, Any] = {"model": base}
     choices = {}
@@ -94,10 +96,11 @@ def _base_options(base: str, config: Config | None, on_gpu: bool) -> tuple[dict[
         options |= {"max_model_len": trained.max_seq_length, "trust_remote_code": trained.trust_remote_code}
     if trained and trained.name == base:
         options["revision"] = trained.revision
-        if trained.load_in_4bit and on_gpu:
+        four_bit, reason = choose_four_bit(trained.load_in_4bit)
+        if four_bit and on_gpu:
             options["quantization"] = "bitsandbytes"
-            choices["weights"] = "4-bit, as it was trained"
-        elif trained.load_in_4bit:
+            choices["weights"] = f"4-bit: {reason}"
+        elif four_bit:
             from llm_grpo.export.source import original
 
             options |= {"model": trained.merge_base or original(base), "revision": None}
