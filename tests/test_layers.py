@@ -15,7 +15,7 @@ LAYERS = {
     **dict.fromkeys(["errors", "records", "yaml_text", "grpo_fields", "config", "answers", "numerals", "latex"], 0),
     **dict.fromkeys(["labels", "diagnoses"], 0),
     "confusion": 3,
-    **dict.fromkeys(["prompts", "comparison"], 0),
+    **dict.fromkeys(["prompts", "comparison", "shapes"], 0),
     **dict.fromkeys(["rewards", "tasks", "runs", "plan", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),
     **dict.fromkeys(["evaluation", "training", "export", "watching", "tables", "curves", "preflight", "command"], 3),

@@ -34,7 +34,7 @@ def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine
     name, adapter = which_model(args, config)
     own = config_of(args)
     trained = own.model if own else None
-    engine, _ = choose_engine(args.engine, STANDALONE)
+    engine, _ = choose_engine(_wanted(args.engine, own), STANDALONE)
     four_bit = trained is not None and trained.name == name and choose_four_bit(trained.load_in_4bit)[0]
     how = f"{' in 4-bit, as it was trained' if four_bit else ''}{f' with {adapter}' if adapter else ''}"
     options: dict[str, Any] = {}
@@ -54,6 +54,11 @@ def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine
 
     options |= {"load_in_4bit": four_bit} | ({"batch_size": config.evaluation.batch_size} if config else {})
     return load_engine(name, adapter, template, **options), said
+
+
+def _wanted(asked: str, own: Config | None) -> str:
+    """A run that was told to generate with transformers is answered by it: vLLM may not be able to (GPT-2's LoRA)."""
+    return "transformers" if asked == "auto" and own and own.rollouts.engine == "transformers" else asked
 
 
 def _base_of(adapter: Path | None, config: Config | None) -> str:
