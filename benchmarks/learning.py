@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this script is run without installing anything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+from benchmarks.learning_distilgpt2 import SYSTEM as DISTILGPT2
 from benchmarks.learning_lead_qualification import SYSTEM as LEAD_QUALIFICATION
 from benchmarks.learning_one_shot import SYSTEM as ONE_SHOT
 from benchmarks.learning_qa import LORA, WHOLE
@@ -33,6 +34,7 @@ from benchmarks.warm_start import ROOT, System, make_base
 
 RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS: dict[str, System] = {
+    "distilgpt2": DISTILGPT2,
     "lead_qualification": LEAD_QUALIFICATION,
     "one_shot": ONE_SHOT,
     "word_problems": WORD_PROBLEMS,

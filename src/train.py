@@ -46,11 +46,12 @@ def arguments() -> argparse.ArgumentParser:
 
 def dry_run(config: Config) -> int:
     """The effective config with the origin of each value, and the batch explained. Loads data, no model."""
-    from llm_grpo.plan import explain
+    from llm_grpo.plan import check_window, explain
     from llm_grpo.problems import build_rewards
     from llm_grpo.tables import plan_table, settings_table
     from llm_grpo.tasks import build_task
 
+    check_window(config)
     build_rewards(config.rewards)
     task = build_task(config.task.name, config.task.args)
     console.print(settings_table(config))
@@ -66,6 +67,7 @@ def dry_run(config: Config) -> int:
 
 def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     """The whole job; what is finished is on disk before the next thing starts."""
+    from llm_grpo.plan import check_window
     from llm_grpo.preflight import logging_choice, missing_for_training, standby_choice
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.tasks import build_task
@@ -74,6 +76,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     task = build_task(config.task.name, config.task.args)
     if missing := missing_for_training(config):
         return cannot_run(missing)
+    check_window(config)
     task.load("train")  # a fault in the data is told before anything slow starts
     run = runs.create(config, overwrite=overwrite, resume=resume)
     if resume and run.summary.is_file() and runs.last_step(run) >= config.grpo["max_steps"] > 0:

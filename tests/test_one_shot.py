@@ -86,6 +86,10 @@ def test_evaluation_proof_and_card_show_the_same_example(one_shot, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     after = json.loads(run.after.read_text())["items"]
     assert [item["completion"] for item in json.loads(again.read_text())["items"]] == [i["completion"] for i in after]
+    asked, output = ["--prompt", after[0]["question"], "--temperature", "0", "--max_tokens", "56"], tmp_path / "a.jsonl"
+    done = run_script("src/infer.py", "--run", run.folder, *asked, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(output.read_text())["completions"][0]["text"] == after[0]["completion"]
     done = run_script("src/merge.py", "--run", run.folder, "--overwrite", "--proof-limit", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     proof = json.loads((run.merged / "proof.json").read_text())

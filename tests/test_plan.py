@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import nullcontext
+
 import pytest
 from conftest import ROOT
 
 from llm_grpo.config import load_config
-from llm_grpo.plan import (
-    KNOWN_SHAPES,
-    checkpoint_bytes,
-    explain,
-    explain_batch,
-    lora_parameters,
-    model_parameters,
-    training_bytes,
-)
+from llm_grpo.errors import UserError
+from llm_grpo.plan import check_window, checkpoint_bytes, explain, explain_batch, training_bytes
+from llm_grpo.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
 
 REFERENCE = ROOT / "configs" / "grpo.yaml"
 CASES = [
@@ -58,18 +55,17 @@ PUBLISHED = {  # as their safetensors on the Hub count them
     "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
     "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "distilbert/distilgpt2": 81_912_576,
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_all_parameters_are_counted(name: str) -> None:
-    assert model_parameters(KNOWN_SHAPES[name]) == PUBLISHED[name]
+    assert model_parameters(model_shape(name)) == PUBLISHED[name]
 
 
 def test_the_parameters_of_a_model_in_memory_are_counted() -> None:
     from transformers import AutoModelForCausalLM
-
-    from llm_grpo.plan import model_shape
 
     tiny = AutoModelForCausalLM.from_pretrained(ROOT / "examples" / "tiny_qwen2")
     assert model_parameters(model_shape(str(ROOT / "examples" / "tiny_qwen2"))) == tiny.num_parameters()
@@ -99,6 +95,57 @@ def test_training_all_weights_is_held_against_a_lora() -> None:
     said = rows["memory to train"]
     assert said.startswith("19.77 GB: 1,235.8 M of 1,235.8 M values trained, 4 (weight) + 4 (gradient) + 8 (optimiser)")
     assert said.endswith("a LoRA of rank 64 would take 3.19 GB")
+
+
+def test_gpt2_is_counted_as_transformers_and_peft_count_it() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = GPT2Config(vocab_size=50, n_positions=40, n_embd=16, n_layer=2, n_head=2)
+    model = GPT2LMHeadModel(shape)
+    assert model_parameters(from_config(shape)) == model.num_parameters()
+    for targets in (["c_attn", "c_proj", "c_fc"], ["c_proj"]):
+        lora = get_peft_model(GPT2LMHeadModel(shape), LoraConfig(r=4, target_modules=targets, fan_in_fan_out=True))
+        trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)
+        assert lora_parameters(from_config(shape), 4, targets) == trained
+
+
+def from_config(config: object) -> object:
+    """The shape as it is read from the folder such a config was saved in."""
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return model_shape(folder)
+
+
+POSITIONS = [
+    ({"max_position_embeddings": 512}, 512, "most models"),
+    ({}, None, "a model without a limit"),
+    ({"max_position_embeddings": 512, "rope_scaling": {"type": "yarn", "factor": 4.0}}, None, "stretched"),
+    ({"max_position_embeddings": 512, "rope_scaling": None}, 512, "not stretched"),
+    ({"max_position_embeddings": 512, "rope_parameters": {"rope_type": "default"}}, 512, "transformers 5 says so"),
+]
+
+
+@pytest.mark.parametrize(("shape", "limit", "why"), POSITIONS)
+def test_positions(shape: dict, limit: int | None, why: str) -> None:
+    assert positions(shape) == limit, why
+
+
+WINDOWS = [
+    ("distilbert/distilgpt2", 1024, False, "GPT-2's table ends at 1024"),
+    ("distilbert/distilgpt2", 1025, True, "one more is an index error in the embedding"),
+    (str(ROOT / "examples" / "tiny_qwen2"), 256, False, "a folder"),
+    (str(ROOT / "examples" / "tiny_qwen2"), 257, True, "the same for RoPE, one behaviour for all"),
+    ("some/other", 10**6, False, "not at hand"),
+]
+
+
+@pytest.mark.parametrize(("name", "window", "refused", "why"), WINDOWS)
+def test_a_window_over_the_positions_is_refused_at_the_door(name: str, window: int, refused: bool, why: str) -> None:
+    config = load_config(REFERENCE, [f"model.name={name}", f"model.max_seq_length={window}",
+                                     "grpo.max_completion_length=64"], environment={})  # fmt: skip
+    with pytest.raises(UserError, match=rf"{window} tokens, but .* has positions for") if refused else nullcontext():
+        check_window(config)
 
 
 def test_a_person_reads_shares_and_disk() -> None:

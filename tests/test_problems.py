@@ -35,11 +35,25 @@ def test_what_does_not_fit_is_named_and_left_out(tokenizer) -> None:
         for p in whole.problems
     )
     window = lengths[20]
-    part = prepared(tokenizer, "test", f"model.max_seq_length={window + 56}", "grpo.max_completion_length=56")
+    short = (f"model.max_seq_length={window + 56}", "grpo.max_completion_length=56")
+    with pytest.raises(
+        UserError, match=r"(?s)test: \d+ of 30 prompts leave no room .*: .+ \(\d+ tokens\).*too_long=leave_out"
+    ):
+        prepared(tokenizer, "test", *short)
+    part = prepared(tokenizer, "test", *short, "prompt.too_long=leave_out")
     assert len(part.problems) == sum(length <= window for length in lengths)
     assert len(part.problems) + len(part.too_long) == 30 and all(tokens > window for _, tokens in part.too_long)
     with pytest.raises(UserError, match="None of the 30 prompts fits"):
         prepared(tokenizer, "test", "model.max_seq_length=60", "grpo.max_completion_length=56")
+
+
+def test_the_answers_of_an_evaluation_have_to_fit_too(tokenizer) -> None:
+    """evaluation.max_tokens may be more than is trained with; the engine would refuse in the middle of a run."""
+    assert prepared(tokenizer, "train", "evaluation.max_tokens=250").problems, "training answers are shorter"
+    with pytest.raises(UserError, match="for an answer of 250 tokens|None of the 30 prompts fits"):
+        prepared(tokenizer, "test", "evaluation.max_tokens=250")
+    with pytest.raises(UserError, match=r"evaluation\.max_tokens: 256 is not below"):
+        prepared(tokenizer, "test", "evaluation.max_tokens=256")
 
 
 ROOMY = ("model.max_seq_length=2048", "grpo.max_completion_length=56")

@@ -64,12 +64,17 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=120)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The three ways to name a model, of which one is given; and who generates."""
+def add_which_model(parser: argparse.ArgumentParser) -> None:
+    """The three ways to name a model, of which one is given."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="DIR", help="a run's folder: its base with the adapter that was evaluated")
     which.add_argument("--adapter", metavar="DIR", help="an adapter's folder, on the base it names")
     which.add_argument("--model", metavar="NAME", help="a model's folder or Hub name (base or merged)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model; and who generates."""
+    add_which_model(parser)
     parser.add_argument("--engine", default="auto", choices=["auto", "vllm", "transformers"], help="who generates")
 
 

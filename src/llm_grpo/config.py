@@ -100,6 +100,7 @@ class PromptSection(Section):
     system: str | None = None  # null: the task's own
     examples: Count = 0  # solved examples shown before the question, taken from the train split
     template: str | None = None  # null: the tokenizer's own, or a plain one where it has none
+    too_long: Literal["error", "leave_out"] = "error"  # a prompt that leaves no room for the answer in the window
 
 
 class RewardSpec(Section):
@@ -223,6 +224,8 @@ def _faults_between(config: Config) -> list[str]:
     window, completion = config.model.max_seq_length, config.grpo["max_completion_length"]
     full = f"grpo.max_completion_length: {completion} leaves no room for a prompt in model.max_seq_length ({window})."
     faults = [full] if window <= completion else []
+    if window <= (config.evaluation.max_tokens or 0):
+        faults.append(f"evaluation.max_tokens: {config.evaluation.max_tokens} is not below model.max_seq_length.")
     if config.lora is None and config.model.load_in_4bit is True:
         faults.append("lora: null trains all weights; 4-bit ones cannot be trained. Set model.load_in_4bit=false.")
     return faults

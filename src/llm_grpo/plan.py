@@ -5,47 +5,21 @@ All of it is arithmetic on the config, the number of training examples and the m
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from llm_grpo.config import Config, LoraSection
+from llm_grpo.errors import UserError
+from llm_grpo.shapes import (
+    Shape,
+    lora_parameters,
+    model_parameters,
+    model_shape,
+    positions,
+    projection_sizes,
+    read_shape,
+)
 
-# Shapes of the models our configs name, from the config.json of each on the Hub, so that a plan needs no network.
-KNOWN_SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-3B-Instruct": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "attention_bias": True,
-    },
-    "Qwen/Qwen2.5-1.5B-Instruct": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "attention_bias": True,
-    },
-    "meta-llama/Llama-3.2-1B-Instruct": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-}
 # Bytes an optimizer keeps for each value it trains: Adam's two moments in float32 or in 8 bit, Lion's one, plain SGD's
 # none. Another one is counted as Adam.
 OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "lion_32bit": 4, "paged_lion_32bit": 4,
@@ -67,6 +41,18 @@ class Batch:
     prompts_per_update: float
     updates: int | None  # None: an epoch count over data that is not at hand
     prompts_seen: int | None
+
+
+def check_window(config: Config) -> None:
+    """Raise UserError where model.max_seq_length is over the positions of the model, as far as its config.json is at
+    hand. A learned table ends there (GPT-2: 1024), and beyond what it was trained on no model can be trusted."""
+    shape, window = read_shape(config.model.name), config.model.max_seq_length
+    limit = positions(shape) if shape else None
+    if limit is not None and window > limit:
+        raise UserError(
+            f"model.max_seq_length: {window} tokens, but {config.model.name} has positions for {limit}. "
+            f"Set model.max_seq_length={limit} or less; grpo.max_completion_length has to leave room for the prompt."
+        )
 
 
 def explain_batch(config: Config, train_examples: int | None = None) -> Batch:
@@ -98,35 +84,6 @@ def explain_batch(config: Config, train_examples: int | None = None) -> Batch:
     )
 
 
-def lora_parameters(shape: dict[str, Any], rank: int, targets: list[str] | None) -> int:
-    """Trainable values of a LoRA of that rank on a Llama-like decoder: rank x (in + out) per projection and layer."""
-    sizes = projection_sizes(shape)
-    return rank * shape["num_hidden_layers"] * sum(sum(sizes[name]) for name in targets or sizes if name in sizes)
-
-
-def projection_sizes(shape: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(in, out) of each projection of one layer."""
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    heads, pairs = _head_widths(shape)
-    return {"q_proj": (hidden, heads), "k_proj": (hidden, pairs), "v_proj": (hidden, pairs), "o_proj": (heads, hidden),
-            "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}  # fmt: skip
-
-
-def _head_widths(shape: dict[str, Any]) -> tuple[int, int]:
-    """Width of all query heads together, and of all key (or value) heads."""
-    head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-    return shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
-
-
-def model_shape(name: str) -> dict[str, Any] | None:
-    """The config.json of a local model folder, or a known shape; None where neither is at hand."""
-    file = Path(name) / "config.json"
-    if file.is_file():
-        shape = json.loads(file.read_text(encoding="utf-8"))
-        return shape if "num_key_value_heads" in shape and "intermediate_size" in shape else None
-    return KNOWN_SHAPES.get(name)
-
-
 def checkpoint_bytes(config: Config) -> int | None:
     """Disk for all checkpoints that are kept at a time and the two adapters; None where the model's shape is unknown.
 
@@ -146,25 +103,14 @@ def optimizer_bytes(config: Config) -> int:
     return OPTIMIZER_BYTES.get(str(config.grpo["optim"]), ADAM_BYTES)
 
 
-def trained_parameters(config: Config, shape: dict[str, Any]) -> int:
+def trained_parameters(config: Config, shape: Shape) -> int:
     """How many values are trained: those of the LoRA, or all of the model's."""
     if config.lora is None:
         return model_parameters(shape)
     return lora_parameters(shape, config.lora.r, config.lora.target_modules)
 
 
-def model_parameters(shape: dict[str, Any]) -> int:
-    """All weights of a Llama-like decoder: embeddings, projections (with Qwen2's biases on q, k, v), norms."""
-    hidden = shape["hidden_size"]
-    embeddings = shape["vocab_size"] * hidden * (1 if shape.get("tie_word_embeddings") else 2)
-    norms = hidden * (2 * shape["num_hidden_layers"] + 1)
-    has_bias = shape.get("attention_bias") or shape.get("model_type") == "qwen2"
-    biases = _head_widths(shape)[0] + 2 * _head_widths(shape)[1] if has_bias else 0
-    projections = sum(rows * columns for rows, columns in projection_sizes(shape).values())
-    return embeddings + norms + shape["num_hidden_layers"] * (projections + biases)
-
-
-def training_bytes(config: Config, shape: dict[str, Any]) -> int:
+def training_bytes(config: Config, shape: Shape) -> int:
     """GPU memory for weights, gradients and optimiser state; activations and the rollout engine's cache come on top.
 
     The frozen base of a LoRA counts 2 bytes a value, or half a byte in 4-bit (its projections; embeddings stay in 16
@@ -209,7 +155,7 @@ def _prompts(count: float) -> str:
     return f"{count:,g} prompt{'' if count == 1 else 's'}"
 
 
-UNKNOWN_SHAPE = "not known: the model's config.json is not in a local folder"
+UNKNOWN_SHAPE = "not known: the model's config.json is not at hand, or of a kind that is not counted here"
 
 
 def _memory(config: Config) -> str:

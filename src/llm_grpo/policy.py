@@ -7,6 +7,7 @@ Import it before trl, transformers and peft, always: Unsloth patches them while 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,6 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
 from llm_grpo.rollouts.transformers import TransformersEngine
-
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
@@ -180,13 +179,27 @@ def _check_quantisation(model: Any, wanted: bool) -> None:
 
 
 def _targets(model: Any, wanted: list[str] | None) -> list[str]:
-    """The modules that get a LoRA. Raises UserError naming the linear modules there are, where one is not there."""
+    """The modules that get a LoRA: those asked for, else every linear layer of the decoder's blocks, by last name.
+
+    Raises UserError naming the modules there are, where one is not there.
+    """
     there = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")}
-    targets = wanted or [name for name in PROJECTIONS if name in there]
+    targets = wanted or _block_layers(model)
     unknown = [name for name in targets if name not in there]
     if unknown or not targets:
         raise UserError(
-            f"lora.target_modules: {', '.join(unknown) or 'none of the usual projections'} not in this model. "
+            f"lora.target_modules: {', '.join(unknown) or 'no linear layer of a decoder block'} not in this model. "
             f"It has: {', '.join(sorted(there))}."
         )
     return targets
+
+
+def _block_layers(model: Any) -> list[str]:
+    """The linear layers inside numbered blocks (`h.0.attn.c_attn`, `layers.0.mlp.up_proj`), in the model's order.
+
+    Embeddings and the output layer stand outside of them. GPT-2's Conv1D is linear too; its weight lies as (in, out).
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear if re.search(r"\.\d+\.", name)))

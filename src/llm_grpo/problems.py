@@ -28,7 +28,8 @@ class Prepared:
 
 
 def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int | None = None) -> Prepared:
-    """The first `limit` problems of a split, prompts made, those left out that leave no room for the completion.
+    """The first `limit` problems of a split, prompts made. Those that leave no room for the completion are an error, or
+    left out and named (prompt.too_long): a prompt is never cut, and none runs over the window.
 
     What is shown as a worked example is in no split. Raises UserError.
     """
@@ -38,8 +39,12 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     examples = [e for e in loaded.examples if not taken or _words(e) not in taken][:limit]
     system = system_prompt(config, task)
     conversations = [(e, with_known_roles(with_system(e.prompt, system, shots), tokenizer)) for e in examples]
-    window = config.model.max_seq_length - config.grpo["max_completion_length"]
-    kept, too_long = split_by_length(conversations, tokenizer, window)
+    answer = config.grpo["max_completion_length"]
+    if split != "train":
+        answer = config.evaluation.max_tokens or answer
+    kept, too_long = split_by_length(conversations, tokenizer, config.model.max_seq_length - answer)
+    if too_long and config.prompt.too_long == "error":
+        raise UserError(_too_long(split, too_long, len(examples), answer, config.model.max_seq_length))
     if not kept:
         raise UserError(f"The {split} split of task {task.name} is empty; give it some problems (task.args).")
     problems = tuple(Problem(example, tuple(messages)) for example, messages in kept)
@@ -53,6 +58,16 @@ def table_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
         if len({type(value) for value in values if value is not None}) > 1:  # Arrow takes one type a column
             columns[name] = [None if value is None else str(value) for value in values]
     return {"prompt": [list(problem.messages) for problem in problems], **columns}
+
+
+def _too_long(split: str, prompts: Sequence[tuple[str, int]], count: int, answer: int, window: int) -> str:
+    named = ", ".join(f"{name} ({tokens} tokens)" for name, tokens in prompts[:5])
+    more = f" and {len(prompts) - 5} more" if len(prompts) > 5 else ""
+    return (
+        f"{split}: {len(prompts)} of {count} prompts leave no room for an answer of {answer} tokens in the window of "
+        f"{window}: {named}{more}.\nRaise model.max_seq_length, lower grpo.max_completion_length, shorten these, or "
+        "go on without them: prompt.too_long=leave_out."
+    )
 
 
 def system_prompt(config: Config, task: Task | None = None) -> str:

@@ -22,14 +22,19 @@ def config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Config
     return None
 
 
-def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine, str]:
-    """(engine, what it is, for a person). Raises UserError where the model or the wished engine cannot be had."""
+def which_model(args: argparse.Namespace, config: Config | None) -> tuple[str, Path | None]:
+    """(model, adapter on it) that --run, --adapter or --model name; no adapter where a whole model was learned."""
     learned = runs.find(args.run).chosen_weights() if args.run else Path(args.adapter) if args.adapter else None
     whole = learned is not None and runs.is_whole_model(learned)
-    name, adapter = (str(learned), None) if whole else (args.model or _base_of(learned, config), learned)
+    return (str(learned), None) if whole else (args.model or _base_of(learned, config), learned)
+
+
+def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine, str]:
+    """(engine, what it is, for a person). Raises UserError where the model or the wished engine cannot be had."""
+    name, adapter = which_model(args, config)
     own = config_of(args)
     trained = own.model if own else None
-    engine, _ = choose_engine(args.engine, STANDALONE)
+    engine, _ = choose_engine(_wanted(args.engine, own), STANDALONE)
     four_bit = trained is not None and trained.name == name and choose_four_bit(trained.load_in_4bit)[0]
     how = f"{' in 4-bit, as it was trained' if four_bit else ''}{f' with {adapter}' if adapter else ''}"
     options: dict[str, Any] = {}
@@ -49,6 +54,11 @@ def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine
 
     options |= {"load_in_4bit": four_bit} | ({"batch_size": config.evaluation.batch_size} if config else {})
     return load_engine(name, adapter, template, **options), said
+
+
+def _wanted(asked: str, own: Config | None) -> str:
+    """A run that was told to generate with transformers is answered by it: vLLM may not be able to (GPT-2's LoRA)."""
+    return "transformers" if asked == "auto" and own and own.rollouts.engine == "transformers" else asked
 
 
 def _base_of(adapter: Path | None, config: Config | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,25 @@ class TransformersEngine:
             self.model.train(was_training)
         return completions
 
+    def stream(self, prompt: Sequence[Message], temperature: float, top_p: float, max_tokens: int) -> Iterator[str]:
+        """One answer in pieces of text, as it is written; shorter than max_tokens where the window ends before."""
+        from transformers import TextIteratorStreamer
+
+        ids = torch.tensor(token_ids([prompt], self.tokenizer, Sampling(1), self.window), device=self.model.device)
+        left = max_tokens if self.window is None else min(max_tokens, self.window - ids.shape[1])
+        pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+        def write() -> None:
+            try:
+                self._generate(ids, torch.ones_like(ids), Sampling(left, temperature, top_p), streamer=pieces)
+            finally:
+                pieces.end()  # whoever reads would wait forever
+
+        with ThreadPoolExecutor(1) as thread:
+            writing = thread.submit(write)
+            yield from pieces
+            writing.result()  # raises what generate raised
+
     def _batch(self, ids: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         """One padded batch: token ids of the prompts -> completions_by_prompt."""
         longest = max(map(len, ids))
@@ -55,10 +75,18 @@ class TransformersEngine:
         device = self.model.device
         tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        output = self._generate(tokens, mask, sampling)
+        stops = set(self._stops())
+        flat = [completion_of(row, stops, self.tokenizer) for row in output[:, longest:].tolist()]
+        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+
+    def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **options: Any) -> torch.Tensor:
+        """Prompts (n, longest) -> prompts and answers (n * sampling.n, longer)."""
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         drawn = (
             {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
         )
-        output = self.model.generate(
+        return self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
             max_new_tokens=sampling.max_tokens,
@@ -66,11 +94,9 @@ class TransformersEngine:
             num_return_sequences=sampling.n,
             pad_token_id=pad,
             eos_token_id=self._stops(),
+            **options,
             **(drawn or {"temperature": None, "top_p": None, "top_k": None}),
         )
-        stops = set(self._stops())
-        flat = [completion_of(row, stops, self.tokenizer) for row in output[:, longest:].tolist()]
-        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
 
     def _stops(self) -> list[int]:
         """The tokens that end an answer: the model's generation_config's, else the tokenizer's."""

@@ -1,0 +1,158 @@
+"""What a server serves: from --run, --adapter or --model to the words vLLM's server is started with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_grpo import runs
+from llm_grpo.config import Config
+from llm_grpo.errors import UserError
+from llm_grpo.problems import system_prompt, worked_examples
+from llm_grpo.prompts import ensure_template, with_system
+from llm_grpo.records import Message
+
+# What a client gets that says nothing of sampling, as in src/infer.py: neither the sampling settings nor the repetition
+# penalty of a base's generation_config, with which nothing here is trained or measured.
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}
+UNSERVED = ("use_dora", "modules_to_save")  # of an adapter's config: what vLLM's LoRA does not do
+
+
+@dataclass(frozen=True)
+class Served:
+    """base: a folder or Hub name. names: what clients call it, the trained model first. template: of chats, in Jinja.
+
+    opening: the messages it was trained to find before a question. choices: what was chosen for the user, and why.
+    """
+
+    base: str
+    adapter: Path | None
+    names: tuple[str, ...]
+    template: str
+    opening: tuple[Message, ...]
+    options: tuple[str, ...]
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+def served(args: argparse.Namespace, on_gpu: bool) -> Served:
+    """What the arguments name, checked. Raises UserError where it is not there, or where vLLM could not serve it."""
+    from llm_grpo.rollouts.loading import which_model
+
+    config = config_for(args)
+    base, adapter = which_model(args, config)
+    options, choices = _base_options(base, config, on_gpu)
+    base = options.pop("model")
+    tokenizer = _tokenizer(base, adapter, options)
+    said = ensure_template(tokenizer, config.prompt.template if config else None)
+    names = _names(base, adapter, config)
+    return Served(
+        base,
+        adapter,
+        names,
+        tokenizer.get_chat_template(),
+        opening_of(config),
+        (*_words(options), *(_lora_words(adapter, names) if adapter else ())),
+        {**choices, "prompt.template": said},
+    )
+
+
+def vllm_words(model: Served, template_file: Path, host: str, port: int) -> list[str]:
+    """The command line of vLLM's server; later words of the user's replace them."""
+    return [
+        *("--model", model.base, "--served-model-name", model.names[-1]),
+        *("--host", host, "--port", str(port), "--chat-template", str(template_file)),
+        *("--generation-config", "vllm", "--override-generation-config", json.dumps(SAMPLING)),
+        *("--middleware", "llm_grpo.serving.access.KeyEverywhere"),
+        *("--allowed-origins", "[]"),  # vLLM's default lets every web page that is open here ask this server
+        *model.options,
+    ]
+
+
+def config_for(args: argparse.Namespace) -> Config | None:
+    """The config of the run, or of the run that the adapter or merged model lies in; None where there is none."""
+    from llm_grpo.rollouts.loading import config_of
+
+    folder = Path(args.model).parent if args.model else None
+    return runs.find(folder).config() if folder and (folder / "config.yaml").is_file() else config_of(args)
+
+
+def opening_of(config: Config | None) -> tuple[Message, ...]:
+    """The messages that stood before every question of the training: the system prompt, then worked examples."""
+    return tuple(with_system([], system_prompt(config), worked_examples(config))) if config else ()
+
+
+def _base_options(base: str, config: Config | None, on_gpu: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """(vLLM's options by name, `model` among them; choices with their reasons)."""
+    from llm_grpo.rollouts import choose_four_bit
+
+    trained = config.model if config else None
+    options: dict[str, Any] = {"model": base}
+    choices = {}
+    if trained:
+        options |= {"max_model_len": trained.max_seq_length, "trust_remote_code": trained.trust_remote_code}
+    if trained and trained.name == base:
+        options["revision"] = trained.revision
+        four_bit, reason = choose_four_bit(trained.load_in_4bit)
+        if four_bit and on_gpu:
+            options["quantization"] = "bitsandbytes"
+            choices["weights"] = f"4-bit: {reason}"
+        elif four_bit:
+            from llm_grpo.export.source import original
+
+            options |= {"model": trained.merge_base or original(base), "revision": None}
+            choices["weights"] = "the 16-bit original: vLLM has no 4-bit on a CPU, so answers may differ from training"
+    if not on_gpu:
+        options |= {"dtype": "float32", "enforce_eager": True}
+        choices["dtype"] = "float32, as src/infer.py and eval.py on a CPU; half the memory: -- --dtype bfloat16"
+    return options, choices
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in options.items():
+        if value not in (None, False):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
+def _lora_words(adapter: Path, names: tuple[str, ...]) -> list[str]:
+    """Raises UserError for an adapter that vLLM cannot serve."""
+    from llm_grpo.rollouts.adapter_sync import vllm_rank
+
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        rank = vllm_rank(max([settings["r"], *(settings.get("rank_pattern") or {}).values()]))
+        if unserved := [name for name in UNSERVED if settings.get(name)]:
+            raise ValueError(f"vLLM does not serve an adapter with {', '.join(unserved)}.")
+    except ValueError as error:
+        raise UserError(
+            f"{adapter}: {error} Merge it (src/merge.py) and serve the merged model with --model."
+        ) from None
+    module = {"name": names[0], "path": str(adapter.resolve()), "base_model_name": names[-1]}
+    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", json.dumps(module)]
+
+
+def _names(base: str, adapter: Path | None, config: Config | None) -> tuple[str, ...]:
+    """The run's name (or the adapter's folder) for what was trained; for a base its Hub name, or its folder's."""
+    plain = Path(base).resolve().name if Path(base).is_dir() else base
+    if adapter is None:
+        return (config.run.name if config else plain,)
+    mine = config.run.name if config else adapter.resolve().name
+    return mine, plain if plain != mine else f"{plain}-base"
+
+
+def _tokenizer(base: str, adapter: Path | None, options: Mapping[str, Any]) -> Any:
+    """The tokenizer the adapter was saved with, whose template is that of its training; else the base's."""
+    from transformers import AutoTokenizer
+
+    folder = str(adapter) if adapter and (adapter / "tokenizer_config.json").is_file() else base
+    trust = {"trust_remote_code": options.get("trust_remote_code", False)}
+    try:
+        return AutoTokenizer.from_pretrained(folder, revision=options.get("revision"), **trust)
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: no model there, neither as a folder nor on the Hub ({first_line})") from error

@@ -1,0 +1,156 @@
+"""Serve a trained model over HTTP: vLLM's OpenAI-compatible server, and a chat page.
+
+    python src/serve.py --run outputs/demo
+    python src/serve.py --run outputs/demo --gradio
+    python src/serve.py --model outputs/demo/merged --port 8001 -- --dtype bfloat16 --max-model-len 128
+    python src/serve.py --gradio --url http://127.0.0.1:8000 --run outputs/demo
+
+A run's adapter and its base are served side by side, each under its own name. What stands behind -- goes to vLLM as it
+is. An API key comes from the environment or .env, as VLLM_API_KEY. Ctrl-C stops everything. Clients: docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_grpo import command
+from llm_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_grpo.records import Message
+    from llm_grpo.serving.model import Served
+
+console = command.console()
+QUESTION = "Mia has 6 boxes with 7 pens in each and gives 12 to Tom. How many pens are left?"
+OURS = ("--host", "--port", "--model", "--served-model-name", "--lora-modules", "--middleware")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    check(args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the server goes before we do
+    return page_alone(args) if args.url else serve(args)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__)
+    command.add_which_model(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="default %(default)s")
+    parser.add_argument("--gradio", action="store_true", help="a chat page too, reasoning and answer apart")
+    parser.add_argument("--gradio_port", type=int, default=7860, metavar="PORT", help="default %(default)s")
+    parser.add_argument("--url", help="with --gradio: a server that runs already, as http://HOST:PORT")
+    parser.add_argument("--log", metavar="FILE", help="vLLM's own output (default: RUN/serve-PORT.log)")
+    parser.add_argument("vllm", nargs="*", metavar="-- OPTION", help="options of vLLM's server, as they are")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be said before anything slow. Raises UserError."""
+    from llm_grpo.serving.process import check_address, check_vllm
+
+    if args.vllm and not args.vllm[0].startswith("-"):
+        raise UserError(f"'{args.vllm[0]}': name the model with --run, --adapter or --model; vLLM's options follow --.")
+    for word in args.vllm:
+        name = word.split("=")[0].replace("_", "-")
+        if name == "--api-key":
+            raise UserError("A key on the command line shows in process lists: set VLLM_API_KEY, or write it to .env.")
+        if name in OURS:
+            raise UserError(f"{name} behind --: src/serve.py says that to vLLM itself (see --help).")
+    if args.gradio:
+        from llm_grpo.serving.page import check_gradio
+
+        check_gradio()
+        check_address(args.host, args.gradio_port)
+    if args.url:
+        if not args.gradio or args.vllm:
+            raise UserError("--url is for --gradio alone: a page for a server that runs; vLLM's options are its own.")
+        return
+    if not (args.run or args.adapter or args.model):
+        raise UserError("Which model? Give --run outputs/NAME, --adapter DIR or --model NAME.")
+    check_vllm()
+    check_address(args.host, args.port)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Start the server, say how to use it, and stay until it ends or somebody stops it."""
+    import torch
+
+    from llm_grpo.serving.model import served, vllm_words
+    from llm_grpo.serving.process import ended, environment, running, url_of, wait_until_ready
+
+    log = Path(args.log) if args.log else Path(args.run or "outputs") / f"serve-{args.port}.log"
+    on_gpu, url = torch.cuda.is_available(), url_of(args.host, args.port)
+    model = served(args, on_gpu)
+    say_what_starts(model, args, log)
+    with tempfile.TemporaryDirectory() as folder:
+        template = Path(folder) / "chat_template.jinja"
+        template.write_text(model.template, encoding="utf-8")
+        words = [*vllm_words(model, template, args.host, args.port), *args.vllm]
+        with running(words, environment(on_gpu, os.environ), log) as process:
+            with console.status("vLLM starts ..."):
+                seconds = wait_until_ready(process, url, log)
+            say_how_to_ask(model.names, model.opening, url, seconds)
+            if args.gradio:
+                show_page(args, url, model.opening)
+            process.wait()
+            raise ended(process, log, "while it served")
+
+
+def page_alone(args: argparse.Namespace) -> int:
+    """The chat page, for a server that somebody else has started."""
+    from llm_grpo.serving.model import config_for, opening_of
+
+    config = config_for(args)
+    show_page(args, args.url.rstrip("/").removesuffix("/v1"), opening_of(config)).block_thread()
+    return 0
+
+
+def show_page(args: argparse.Namespace, url: str, opening: Sequence[Message]) -> Any:
+    from llm_grpo.serving.page import build_page, from_server, open_page
+
+    source = from_server(url, os.environ.get("VLLM_API_KEY"))
+    page = build_page(source, opening, title=source.models[0])
+    open_page(page, args.host, args.gradio_port, os.environ.get("VLLM_API_KEY"))
+    from llm_grpo.serving.process import url_of
+
+    console.print(f"Chat page: {url_of(args.host, args.gradio_port)}", highlight=False)
+    return page
+
+
+def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
+    from llm_grpo.serving.process import is_loopback
+
+    what = f"{model.base}{f' with {model.adapter}' if model.adapter else ''}"
+    console.print(f"Starting vLLM with {what}; half a minute on a CPU, longer for a large model.", highlight=False)
+    command.say_choices(console, {**model.choices, "log": str(log)})
+    if not is_loopback(args.host) and not os.environ.get("VLLM_API_KEY"):
+        console.print(
+            f"Warning: {args.host} is open to other machines, and there is no key: whoever reaches port {args.port} "
+            "can use the model. Set VLLM_API_KEY, or leave --host away.",
+            style="yellow",
+        )
+
+
+def say_how_to_ask(names: Sequence[str], opening: Sequence[Message], url: str, seconds: float) -> None:
+    """The names that are served, and a request as the model was trained to find it."""
+    body = {"model": names[0], "messages": [*opening, {"role": "user", "content": QUESTION}], "temperature": 0}
+    key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if os.environ.get("VLLM_API_KEY") else ""
+    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    lines = [f"Ready after {seconds:.0f} s at {url}/v1, serving {' and '.join(names)}. Ctrl-C stops it. Try:"]
+    lines += [f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # of the server, whose log is a file
+    command.quiet_libraries()
+    command.run(main)
