@@ -31,7 +31,7 @@ def make_llama(folder: Path, texts: list[str], **shape: int) -> Path:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": len(tokenizer), **shape}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 1024, "vocab_size": len(tokenizer), **shape}
     ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in names}
     LlamaForCausalLM(LlamaConfig(**sizes, **ids, tie_word_embeddings=True)).save_pretrained(folder)
     return folder
