@@ -133,6 +133,18 @@ def test_the_models_mode_is_left_alone(tokenizer) -> None:
     assert model.training
 
 
+def test_what_the_base_asks_of_sampling_is_not_done(engine) -> None:
+    """The generation_config of a chat model may bring a penalty or a top_k; the policy's own answers have neither."""
+    before = engine.generate(PROMPTS, Sampling(max_tokens=12))
+    config = policy_of(engine).generation_config
+    kept = {name: getattr(config, name) for name in ("repetition_penalty", "no_repeat_ngram_size")}
+    config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 2
+    try:
+        assert engine.generate(PROMPTS, Sampling(max_tokens=12)) == before
+    finally:
+        config.repetition_penalty, config.no_repeat_ngram_size = kept.values()
+
+
 def test_n_completions_per_prompt_in_the_order_of_the_prompts(engine) -> None:
     groups = engine.generate(PROMPTS, Sampling(max_tokens=2, temperature=1.0, n=3))
     assert [len(group) for group in groups] == [3, 3, 3]

@@ -83,9 +83,9 @@ class TransformersEngine:
     def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **options: Any) -> torch.Tensor:
         """Prompts (n, longest) -> prompts and answers (n * sampling.n, longer)."""
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        drawn = (
-            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
-        )
+        drawn = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
+        if sampling.temperature:
+            drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0}
         return self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
@@ -94,8 +94,12 @@ class TransformersEngine:
             num_return_sequences=sampling.n,
             pad_token_id=pad,
             eos_token_id=self._stops(),
+            # Said, or the base's generation_config would say it: Qwen2.5-Instruct's has a penalty of 1.05, by which an
+            # answer would be another than the policy's own, and than vLLM's.
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             **options,
-            **(drawn or {"temperature": None, "top_p": None, "top_k": None}),
+            **drawn,
         )
 
     def _stops(self) -> list[int]:
