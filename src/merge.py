@@ -128,6 +128,8 @@ def before_the_work(job: Job, args: argparse.Namespace) -> None:
         raise UserError(
             f"--method lora: {job.adapter} is a whole model (lora: null). Push it with merged_16bit or gguf."
         )
+    if job.method == "lora":
+        refuse_a_path(job.adapter)
     if job.repo and job.run is None and job.method != "lora" and not args.skip_proof:
         raise UserError("An adapter without a run has no task to prove it on: give --run, or --skip-proof.")
     if job.method == "gguf":
@@ -138,6 +140,18 @@ def before_the_work(job: Job, args: argparse.Namespace) -> None:
         from llm_grpo.export.push import check_rights
 
         check_rights(job.repo, args.private, console.print)
+
+
+def refuse_a_path(adapter: Path) -> None:
+    """An adapter that names its base by a folder of this machine is of no use to others, and tells them the folder."""
+    from llm_grpo.export.adapter import read_adapter
+
+    base = read_adapter(adapter).base
+    if Path(base).is_absolute():
+        raise UserError(
+            f"--method lora: {adapter}/adapter_config.json names its base as {base}, a folder of this machine. Put the "
+            "Hub name that others can load under base_model_name_or_path there, or push with --method merged_16bit."
+        )
 
 
 def merge_with_bar(job: Job, dtype: str, overwrite: bool) -> None:

@@ -331,6 +331,13 @@ def test_the_adapter_alone(hub: HubServer, run: Path, tmp_path: Path) -> None:
     assert b"library_name: peft" in files["README.md"] and "validation.json" not in files
     done = script(hub, tmp_path, "--run", run, "--push")
     assert done.returncode == 2 and "merge.push_to" in done.stderr
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/home/me/base"}))
+    done = script(hub, tmp_path, "--run", run, "--adapter", adapter, "--push", "user/secret", "--method", "lora")
+    assert done.returncode == 2 and "names its base as /home/me/base" in done.stderr, "others could not load it"
+    assert "user/secret" not in hub.repositories
 
 
 def test_gguf_says_where_it_can_be_had(hub: HubServer, run: Path, tmp_path: Path) -> None:
