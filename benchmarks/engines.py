@@ -85,7 +85,7 @@ def opened(engine: str, policy: Any, tokenizer: Any, model: str) -> tuple[Any, A
     if engine == "transformers":
         from llm_grpo.rollouts.transformers import TransformersEngine
 
-        return TransformersEngine(policy, tokenizer), None
+        return TransformersEngine(policy, tokenizer, batch_size=max(SIZES)), None  # all at once, as in training
     from llm_grpo.rollouts.vllm import policy_engine
 
     found = policy_engine(policy, tokenizer, model, 256, seed=0)

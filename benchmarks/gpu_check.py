@@ -118,9 +118,12 @@ def steps_of(run: Run) -> dict[str, Any]:
         return statistics.median(values) if values else None
 
     generated = [row["completion_tokens"] / row["seconds/generation"] for row in rows]
+    ends = [row["time"] for row in read_jsonl(run.metrics)][WARM_UP - 1 :]
     return {
         "steps": len(rows),
-        "seconds_per_step": median("step_time"),
+        # From end to end of a step, as the peers are timed; step_time of TRL leaves the optimiser and the logs out.
+        "seconds_per_step": statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)),
+        "seconds_training_step": median("step_time"),
         "seconds_generation": median("seconds/generation"),
         "seconds_update": median("seconds/update"),
         "seconds_rewards": median("seconds/rewards"),
@@ -146,7 +149,11 @@ def bare_settings(config: Config, peer: str, precision: str, args: argparse.Name
     task, cpu = build_task(config.task.name, config.task.args), args.gpu is None
     load = {"load_in_4bit": precision == "4bit", "dtype": "float32" if cpu else "bfloat16"}
     if not cpu:
-        load |= {"fast_inference": True, "max_lora_rank": config.lora.r, "gpu_memory_utilization": 0.6}
+        load |= {
+            "fast_inference": True,
+            "max_lora_rank": config.lora.r,
+            "gpu_memory_utilization": config.model.gpu_memory_utilization,
+        }
     vllm = {} if cpu else {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3,
                            "vllm_max_model_length": config.model.max_seq_length}  # fmt: skip
     rows = [
@@ -160,8 +167,11 @@ def bare_settings(config: Config, peer: str, precision: str, args: argparse.Name
             "output_dir": str(args.outputs / f"{peer}-bare")}  # fmt: skip
 
 
-def contract(args: argparse.Namespace, engine: str, precision: str) -> Callable[[str], dict[str, Any]]:
+def contract(
+    args: argparse.Namespace, engine: str, precision: str, packing: str = "1"
+) -> Callable[[str], dict[str, Any]]:
     def part(name: str) -> dict[str, Any]:
+        os.environ["UNSLOTH_GRPO_SEQ_PACKING"] = packing  # Unsloth reads it while it is imported: a process for each
         words = [engine, precision, str(args.outputs / f"{name}-run")]
         return json.loads(run([sys.executable, "benchmarks/gpu_contract.py", *words], args, name).splitlines()[-1])
 
@@ -184,6 +194,7 @@ def parts(args: argparse.Namespace, model: Path) -> dict[str, Callable[[str], di
     for precision in PRECISIONS:
         for engine in ENGINES:
             found[f"contract-{engine}-{precision}"] = contract(args, engine, precision)
+        found[f"contract-unsloth-{precision}-unpacked"] = contract(args, "unsloth", precision, packing="0")
     for precision in PRECISIONS:
         for engine in ENGINES:
             found[f"train-{engine}-{precision}"] = trained(args, model, engine, precision)
@@ -195,12 +206,12 @@ def parts(args: argparse.Namespace, model: Path) -> dict[str, Callable[[str], di
 
 
 def run(words: list[str], args: argparse.Namespace, name: str) -> str:
-    """The command's standard output; all it says also goes to OUTPUTS/NAME.log. Raises CalledProcessError."""
+    """The command's standard output, which also goes to OUTPUTS/NAME.out; its errors go to NAME.log. Raises
+    CalledProcessError and TimeoutExpired."""
     log = args.outputs / f"{name}.log"
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=args.timeout_s)
-    log.write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
-    done.check_returncode()
-    return done.stdout
+    with log.open("w+", encoding="utf-8") as said, log.with_suffix(".out").open("w+", encoding="utf-8") as out:
+        subprocess.run(words, cwd=ROOT, stdout=out, stderr=said, timeout=args.timeout_s, check=True)
+    return log.with_suffix(".out").read_text(encoding="utf-8")
 
 
 @contextmanager
@@ -231,7 +242,8 @@ def measure(name: str, part: Callable[[str], dict[str, Any]], args: argparse.Nam
         try:
             result = part(name)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            said = [line for line in (args.outputs / f"{name}.log").read_text().splitlines() if line.strip()]
+            texts = [(args.outputs / f"{name}{end}").read_text(errors="replace") for end in (".out", ".log")]
+            said = [line for text in texts for line in text.splitlines() if line.strip(" │╭╰╮╯─")]
             result = {"failed": f"{type(error).__name__}: {' | '.join(said[-3:])[-600:]}"}
         except (OSError, ValueError, KeyError, IndexError, statistics.StatisticsError) as error:
             result = {"failed": f"{type(error).__name__}: {error}"}

@@ -98,7 +98,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--resume goes on with the file that --output names; name it.")
     if args.chat and (args.output or args.n > 1):
         raise UserError("--chat shows one answer at a time: leave --output and --n away.")
-    if args.output and not args.resume:
+    if args.output and not (args.resume and Path(args.output).is_file()):
         command.check_output(Path(args.output))
 
 
@@ -143,7 +143,8 @@ def there_already(path: Path, prompts: Sequence[str], resume: bool) -> int:
             raise UserError(f"--resume: {path}:{number} answers {old[:60]!r}, but prompt {number} is {new[:60]!r}.")
     if len(there) > len(prompts):
         raise UserError(f"--resume: {path} has {len(there)} answers, and there are only {len(prompts)} prompts.")
-    path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+    with path.open("r+b") as file:  # what is whole is not written again: a kill now would cost it
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)
     return len(there)
 
 

@@ -1,4 +1,4 @@
-"""vLLM inside TRL's trainer: the seam, the correction, the freeing of old adapters, 4-bit bases, a run, a killed worker."""
+"""vLLM inside TRL's trainer: the seam, the correction, the freeing of old adapters, 4-bit bases, a run, no memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rollouts import Sampling
-from llm_grpo.rollouts.adapter_sync import AdapterSync, generate_with_vllm, vllm_rank
+from llm_grpo.rollouts.adapter_sync import AdapterSync, first_seed, generate_with_vllm, vllm_rank
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.transformers import TransformersEngine
 from llm_grpo.tasks import build_task
@@ -88,7 +88,11 @@ def sampled_with(trainer: Any, offset: float) -> Iterator[None]:
     del trainer.vllm_generation.generate
 
 
-def batch_and_loss(trainer: Any) -> tuple[dict[str, torch.Tensor], float]:
+def batch_and_loss(trainer: Any, again: bool = False) -> tuple[dict[str, torch.Tensor], float]:
+    """A generation batch of the trainer and its loss. again: the same one as before, of the same seeds."""
+    if again:
+        step, turn = trainer.vllm_generation._turn
+        trainer.vllm_generation._turn = (step, turn - 1)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # the training loop sets it
     rows = [trainer.train_dataset[index // 8] for index in range(16)]
@@ -107,15 +111,17 @@ def test_the_importance_sampling_correction_is_real(trainer) -> None:
     """Samples whose log-probability is 0.7 higher than the policy's count exp(-0.7) as much, and so does the loss."""
     exact, loss = batch_and_loss(trainer)
     with sampled_with(trainer, 0.7):
-        off, corrected = batch_and_loss(trainer)
-    assert torch.equal(exact["completion_ids"], off["completion_ids"]), "the same step and seed draw the same"
+        off, corrected = batch_and_loss(trainer, again=True)
+    assert torch.equal(exact["completion_ids"], off["completion_ids"]), "the same batch of the same step"
     ratio = off["importance_sampling_ratio"][off["completion_mask"].bool()]
     assert torch.allclose(ratio, torch.full_like(ratio, 2.718281828**-0.7), atol=1e-3)
     assert abs(loss) > 1e-4 and corrected == pytest.approx(loss * 2.718281828**-0.7, rel=1e-2)
     trainer.vllm_importance_sampling_correction = False
     try:
         with sampled_with(trainer, 0.7):
-            assert batch_and_loss(trainer)[1] == pytest.approx(loss, rel=1e-3), "switched off, nothing is corrected"
+            assert batch_and_loss(trainer, again=True)[1] == pytest.approx(loss, rel=1e-3), (
+                "switched off, nothing is corrected"
+            )
     finally:
         trainer.vllm_importance_sampling_correction = True
 
@@ -131,10 +137,7 @@ def test_old_adapters_leave_memory_and_disk(trainer) -> None:
 def test_trl_still_has_the_seam(trainer) -> None:
     """generate_with_vllm looks for the seam in TRL's source; a trainer without it is refused."""
 
-    class Other(GRPOTrainer):
-        pass
-
-    assert trainer.use_vllm and trainer.vllm_generation.sync.llm is trainer.vllm_generation.llm
+    assert trainer.use_vllm and trainer._last_loaded_step >= -1 and isinstance(trainer, GRPOTrainer)
 
     class NoTrainer:
         def _generate_single_turn(self) -> None: ...
@@ -152,6 +155,20 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="use_dora=True"):
         AdapterSync(model, None)
+
+
+def test_seeds_belong_to_step_and_batch_and_fit_vllm() -> None:
+    assert first_seed((2**32 - 1, 7, 0)) == first_seed((2**32 - 1, 7, 0)) < 2**48
+    assert len({first_seed((seed, step, turn)) for seed in (0, 1) for step in (0, 1) for turn in (0, 1)}) == 8
+    assert first_seed(None) != first_seed(None)
+
+
+def test_two_batches_of_one_step_are_drawn_apart(trainer) -> None:
+    """With several generation batches a step TRL syncs once; the seeds must not come again."""
+    rollouts, ids = trainer.vllm_generation, [trainer.train_dataset[0]["prompt"]] * 4
+    prompts = [[5, 9, 30, 41]] * len(ids)
+    first, second = (rollouts.generate(prompts, None, 1, contextlib.nullcontext())[1] for _ in range(2))
+    assert first != second
 
 
 def test_ranks() -> None:
@@ -172,8 +189,8 @@ def test_the_merged_folder_answers_in_vllm_as_in_transformers(demo_run, tmp_path
     assert said["vllm"] == said["transformers"]
 
 
-def test_a_run_through_vllm_learns_logs_and_goes_on(tmp_path: Path) -> None:
-    """configs/demo.yaml as a user would run it; the other engine's checkpoint is resumed through vLLM."""
+def test_a_run_through_vllm_trains_logs_and_merges(tmp_path: Path) -> None:
+    """configs/demo.yaml as a user would run it."""
     words = ["src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL]
     first = run_script(*words, "rollouts.engine=vllm")
     assert first.returncode == 0, first.stdout + first.stderr

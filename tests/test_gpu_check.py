@@ -20,7 +20,7 @@ def test_the_parts_run_on_a_cpu_and_those_that_need_a_gpu_say_so(tmp_path: Path)
     how = ["--shape", "tiny", "--steps", "3", "--no-result", "--outputs", tmp_path]
     done = run_script("benchmarks/gpu_check.py", *how, "--only", "contract-unsloth-4bit", "contract-vllm-16bit")
     assert done.returncode == 0, done.stdout + done.stderr
-    contract, skipped = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("  {"))
+    contract, skipped, _ = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("  {"))
     assert skipped == {"skipped": "needs an NVIDIA GPU"}
     assert contract["passed"] and contract["greedy"]["equal"] == 1.0, contract
 

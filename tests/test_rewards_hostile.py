@@ -92,7 +92,7 @@ def _assert_linear(function: Callable[[str], Any], unit: str, frame: str) -> Non
     short, long = (frame.replace("{}", unit * (size // len(unit))) for size in (10_000, 100_000))
     for _ in range(3):  # a busy machine may spoil one measurement, not three
         seconds = _seconds(function, long)
-        if seconds <= 20 * _seconds(function, short) or seconds < 0.001:
+        if seconds <= 20 * _seconds(function, short) or seconds < 0.01:
             return
     raise AssertionError(f"{seconds:.4f} s for 100,000 characters, more than 20 times the time for 10,000")
 

@@ -52,7 +52,7 @@ def vllm_engine(tokenizer) -> Iterator[Any]:
         pytest.skip(MISSING_VLLM)
     from llm_grpo.rollouts.vllm import policy_engine
 
-    yield policy_engine(adapted_model(), tokenizer, str(TINY), 256, seed=0)
+    yield policy_engine(adapted_model(), tokenizer, str(TINY), 256, seed=0, dtype="float32")
 
 
 @pytest.fixture(params=["transformers", "vllm"])
@@ -66,25 +66,21 @@ def policy_of(engine: Any) -> Any:
     return engine.model if engine.name == "transformers" else engine.adapter.model
 
 
-def reference(
-    model: Any, tokenizer: Any, prompt: list[dict[str, str]], max_tokens: int
-) -> tuple[list[int], list[float]]:
-    """Greedy tokens and their log-probabilities, one forward pass a token, without padding, cache or engine."""
+def reference(model: Any, tokenizer: Any, prompt: list[dict[str, str]], max_tokens: int) -> list[int]:
+    """Greedy tokens, one forward pass a token, without padding, cache or engine."""
     ids = tokenizer(render(prompt, tokenizer), add_special_tokens=False)["input_ids"]
-    written, logprobs = [], []
+    written: list[int] = []
     with torch.no_grad():
         while len(written) < max_tokens and not (written and written[-1] == tokenizer.eos_token_id):
-            row = model(torch.tensor([ids + written])).logits[0, -1].log_softmax(-1)
-            written.append(int(row.argmax()))
-            logprobs.append(float(row.max()))
-    return written, logprobs
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    return written
 
 
 def test_greedy_is_greedy_with_the_adapter(engine) -> None:
     """Prompts of unequal length in one batch; a step-by-step argmax without padding is the reference."""
     together = engine.generate(PROMPTS, Sampling(max_tokens=12))
     for prompt, group in zip(PROMPTS, together, strict=True):
-        written, _ = reference(policy_of(engine), engine.tokenizer, prompt, 12)
+        written = reference(policy_of(engine), engine.tokenizer, prompt, 12)
         assert group[0].tokens == len(written)
         assert group[0].text == engine.tokenizer.decode(written, skip_special_tokens=True)
 
@@ -95,7 +91,7 @@ def test_a_changed_adapter_changes_the_next_generation(engine) -> None:
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
     before = engine.generate([LONG, LONG], Sampling(max_tokens=12))
     change(model)
-    written, _ = reference(model, engine.tokenizer, LONG, 12)
+    written = reference(model, engine.tokenizer, LONG, 12)
     changed = engine.generate([LONG], Sampling(max_tokens=12))[0][0]
     assert changed.text == engine.tokenizer.decode(written, skip_special_tokens=True) != before[0][0].text
     with torch.no_grad():
@@ -112,6 +108,12 @@ def test_the_same_seed_repeats_and_another_does_not(engine) -> None:
 
     assert texts(1) == texts(1) != texts(2)
     assert all(len(set(group)) > 1 for group in texts(1)), "a seed for all would make all answers equal"
+
+
+def test_without_a_seed_two_calls_differ(engine) -> None:
+    drawn = Sampling(max_tokens=24, temperature=1.5)
+    first, second = (engine.generate(PROMPTS, drawn) for _ in range(2))
+    assert first != second
 
 
 def test_equal_prompts_are_drawn_apart(engine) -> None:
@@ -186,7 +188,15 @@ def test_a_prompt_over_the_window_is_named(engine) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"max_tokens": 0}, {"n": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"n": 2, "temperature": 0.0}],
+    [
+        {"max_tokens": 0},
+        {"n": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"n": 2, "temperature": 0.0},
+        {"temperature": float("nan")},
+    ],
 )
 def test_sampling_that_cannot_be(values) -> None:
     with pytest.raises(UserError, match="sampling"):

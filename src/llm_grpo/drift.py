@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ class Drift:
         self.first_steps, self.seen, self.warned = first_steps, [], False
 
     def __call__(self, value: float) -> str | None:
-        """What to tell the user after this step; None where there is nothing new."""
+        """What to tell the user after this step; None where there is nothing new. NaN is told like a large gap."""
+        value = inf if value != value else value
         self.seen.append(value)
         usual = sorted(self.seen[: self.first_steps])[len(self.seen[: self.first_steps]) // 2]
         grown = len(self.seen) > self.first_steps and value > GROWN * usual

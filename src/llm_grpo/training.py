@@ -25,13 +25,15 @@ from llm_grpo.evaluation import item
 from llm_grpo.policy import Policy
 from llm_grpo.problems import table_of
 from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task
+from llm_grpo.rollouts import stop_tokens
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.runs import Run
 from llm_grpo.watching import Watch
 
 
 class RecordingTrainer(GRPOTrainer):
-    """TRL's trainer, unchanged in what it computes: it also times its phases and hands over every completion.
+    """TRL's trainer, unchanged in what it computes: it also times its phases, hands over every completion, and keeps
+    the log-probabilities of what transformers sampled (with off_policy_mask_threshold TRL uses them).
 
     The overridden names are TRL's own seams; tests/test_training.py holds them for the pinned version.
     """
@@ -66,9 +68,11 @@ class RecordingTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs)
         sampled = inputs.get("sampling_per_token_logps")
-        if sampled is not None and not self.use_vllm:  # with vLLM TRL logs it itself
+        by_trl = self.use_vllm and self.vllm_importance_sampling_correction
+        if sampled is not None and not by_trl:
             now = inputs.get("old_per_token_logps", self._newest_logps)
-            self._metrics["train"][drift.METRIC].append(drift.gap(now, sampled, inputs["completion_mask"]))
+            if now is not None and now.shape == sampled.shape:
+                self._metrics["train"][drift.METRIC].append(drift.gap(now, sampled, inputs["completion_mask"]))
         return loss
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
@@ -219,7 +223,8 @@ class Recorder:
     def _rows(
         self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        ids, mask = output["completion_ids"], output["completion_mask"]
+        ids, mask = output["completion_ids"].tolist(), output["completion_mask"]
+        stops = stop_tokens(self.policy.model.generation_config.eos_token_id, self.policy.tokenizer)
         longest = self.config.grpo["max_completion_length"]
         rows = []
         for index, example in enumerate(_examples(inputs)):
@@ -227,7 +232,7 @@ class Recorder:
             text = logs["completion"][place]
             text = text if isinstance(text, str) else text[-1]["content"]
             tokens = int(mask[index].sum())
-            ended = bool((ids[index] == self.policy.tokenizer.eos_token_id).any())
+            ended = not stops.isdisjoint(ids[index][:tokens])
             completion = Completion(text, tokens, truncated=tokens >= longest and not ended)
             rewards = {name: _number(values[place]) for name, values in logs["rewards"].items()}
             scored = Scored(example, completion, self.task.judge(text, example.answer), rewards)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from llm_grpo.errors import UserError
@@ -23,7 +24,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.n < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.max_tokens < 1 or self.n < 1 or not 0 <= self.temperature < inf or not 0 < self.top_p <= 1:
             raise UserError(
                 f"sampling: max_tokens {self.max_tokens} and n {self.n} must be at least 1, "
                 f"temperature {self.temperature} at least 0, top_p {self.top_p} above 0 and at most 1."
@@ -69,6 +70,11 @@ def completion_of(tokens: Sequence[int], stops: set[int], tokenizer: Any) -> Com
     end = next((index for index, token in enumerate(tokens) if token in stops), None)
     text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=True)
     return Completion(text, len(tokens) if end is None else end + 1, truncated=end is None)
+
+
+def stop_tokens(of_model: int | Sequence[int] | None, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and those of the model's generation_config."""
+    return {tokenizer.eos_token_id, *([of_model] if isinstance(of_model, int) else of_model or [])}
 
 
 def _not_installed(*names: str) -> list[str]:

@@ -12,7 +12,7 @@ wrong for a 4-bit base and slow for any. Here the base in vLLM is never touched,
 the base that the trainer has (`dequantise` writes that of a 4-bit policy as 16-bit weights). The importance-sampling
 correction (`GRPOConfig.vllm_importance_sampling_correction`) works as with TRL's own engine: its own seam is used.
 
-Written for TRL 1.15 and vLLM 0.26 to 0.31; SEAM names what of TRL is relied on.
+Written for TRL 1.15 and vLLM 0.31, one process; SEAM names what of TRL is relied on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from torch.compiler import set_stance
 
 # What `GRPOTrainer._generate_single_turn` of TRL 1.15 reads and calls, and this file puts there.
 SEAM = ("use_vllm", "_last_loaded_step", "vllm_generation.sync_weights()", "vllm_generation.generate(")
+UNSERVED = ("use_dora", "modules_to_save", "lora_bias")  # settings of an adapter that vLLM's LoRA does not know
 
 
 def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | None = None, **options: Any) -> Any:
@@ -61,6 +63,18 @@ def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | Non
         )
 
 
+def served_rank(adapter: Mapping[str, Any]) -> int:
+    """The rank to open vLLM with for an adapter, given its config (adapter_config.json, or vars of PEFT's).
+
+    Raises ValueError where vLLM cannot serve such an adapter.
+    """
+    bias = {} if adapter.get("bias", "none") == "none" else {"bias": adapter["bias"]}
+    found = {name: adapter[name] for name in UNSERVED if adapter.get(name)} | bias
+    if found:
+        raise ValueError(f"vLLM cannot serve an adapter with {', '.join(f'{k}={v!r}' for k, v in found.items())}.")
+    return vllm_rank(max([adapter["r"], *(adapter.get("rank_pattern") or {}).values()]))
+
+
 def vllm_rank(rank: int) -> int:
     """The smallest rank vLLM has buffers for that holds this one. Raises ValueError above its largest."""
     allowed = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -79,21 +93,22 @@ class AdapterSync:
 
     def __init__(self, model: Any, llm: Any, adapter: str = "default") -> None:
         self.model, self.llm, self.adapter, self.pushed, self.request = model, llm, adapter, 0, None
-        shared = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="adapter-sync-", dir=shared if os.access(shared, os.W_OK) else None
-        )
-        config = model.peft_config[adapter]
-        for setting in ("use_dora", "modules_to_save", "lora_bias"):
-            if getattr(config, setting, None):
-                raise ValueError(f"vLLM cannot serve an adapter with {setting}={getattr(config, setting)!r}.")
+        served_rank(vars(model.peft_config[adapter]))
+        self._folder = tempfile.TemporaryDirectory(prefix="adapter-sync-", dir=_memory_folder(self._size()))
+
+    def _size(self) -> int:
+        """Bytes of one pushed adapter: 0.48 GB for rank 64 on all projections of a 3 B model in float32."""
+        return sum(p.numel() * p.element_size() for name, p in self.model.named_parameters() if "lora_" in name)
 
     def push(self) -> Any:
-        """The LoRARequest to generate with. Takes milliseconds: one small file, one load by vLLM."""
+        """The LoRARequest to generate with: one file written, one load by vLLM."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
+        if self.pushed:  # first, so that there is never more than one in memory
+            self.llm.llm_engine.remove_lora(self.pushed)
+            shutil.rmtree(Path(self._folder.name) / str(self.pushed), ignore_errors=True)
         self.pushed += 1
         folder = Path(self._folder.name) / str(self.pushed)
         folder.mkdir()
@@ -102,9 +117,6 @@ class AdapterSync:
                   folder / "adapter_model.safetensors")  # fmt: skip
         self.model.peft_config[self.adapter].save_pretrained(str(folder))
         request = LoRARequest(f"policy-{self.pushed}", self.pushed, str(folder))
-        if self.pushed > 1:
-            self.llm.llm_engine.remove_lora(self.pushed - 1)
-            shutil.rmtree(folder.with_name(str(self.pushed - 1)), ignore_errors=True)
         self.llm.llm_engine.add_lora(request)  # now, so that a fault is told here and the time is the sync's
         self.request = request
         return request
@@ -115,6 +127,7 @@ class VLLMRollouts:
 
     def __init__(self, trainer: Any, sync: AdapterSync, seed: int | None) -> None:
         self.trainer, self.sync, self.llm, self.seed = trainer, sync, sync.llm, seed
+        self._turn = (-1, 0)  # optimiser step, and how many batches were generated at it
 
     def sync_weights(self) -> None:
         """TRL calls this before the first generation after an optimiser step."""
@@ -141,8 +154,8 @@ class VLLMRollouts:
         return [list(ids) for ids in prompts], tokens, logprobs, None
 
     def _sampling(self, count: int) -> list[Any]:
-        """The trainer's sampling settings for each of the completions. A seed of its own for each, made of the run's
-        seed and the step, so that a run repeats itself and the random state of the process is left alone."""
+        """The trainer's sampling settings for each of the completions, each with a seed of its own: made of the run's
+        seed, the step and the batch within it, so that a run repeats itself, after a resume too."""
         from vllm import SamplingParams
 
         trainer, arguments = self.trainer, self.trainer.args
@@ -157,23 +170,41 @@ class VLLMRollouts:
             "detokenize": False,
             **(getattr(arguments, "generation_kwargs", None) or {}),
         }
-        first = None if self.seed is None else (self.seed * 1_000_003 + self.sync.pushed) * 100_003
-        return [SamplingParams(**settings, seed=None if first is None else first + index) for index in range(count)]
+        step = self.trainer.state.global_step
+        self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
+        first = first_seed(None if self.seed is None else (self.seed, *self._turn))
+        return [SamplingParams(**settings, seed=first + index) for index in range(count)]
 
 
 def generate_with_vllm(trainer: Any, sync: AdapterSync, seed: int | None = None) -> None:
     """Let a GRPOTrainer that was built with use_vllm=False generate through vLLM. Call it before trainer.train().
 
-    seed: makes the rollouts repeatable; None draws anew each time. Raises RuntimeError where this TRL has another seam.
+    seed: makes the rollouts repeatable; None draws anew each time. Raises RuntimeError where this TRL has another seam,
+    or where there are several processes, which would all draw the same.
     """
     turns = [vars(kind).get("_generate_single_turn") for kind in type(trainer).__mro__]
     source = "".join(inspect.getsource(turn) for turn in turns if turn is not None)
     missing = [name for name in SEAM if f"self.{name}" not in source]
     if missing:
         raise RuntimeError(f"This version of TRL has no self.{', self.'.join(missing)}; TRL 1.15 is the one that fits.")
+    if trainer.accelerator.num_processes > 1:
+        raise RuntimeError("generate_with_vllm is for one process; use TRL's vLLM server for several.")
     trainer.use_vllm = True
     trainer.vllm_generation = VLLMRollouts(trainer, sync, seed)
     trainer._last_loaded_step = -1  # so that the first generation syncs
+
+
+def first_seed(of: tuple[int, ...] | None) -> int:
+    """A seed for the first of several completions, the others count on from it: the same for the same numbers, and a
+    new one each time for None. (What vLLM draws without a seed would repeat: `isolated` puts the generator back.)"""
+    return random.SystemRandom().getrandbits(48) if of is None else random.Random(repr(of)).getrandbits(48)
+
+
+def _memory_folder(size: int) -> str | None:
+    """/dev/shm where it has room for an adapter of so many bytes (a container's may hold only 64 MB), else None."""
+    shared = Path("/dev/shm")
+    roomy = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 2 * size
+    return str(shared) if roomy else None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def crash_told() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         said = (str(error).strip().splitlines() or ["no memory left"])[0]
-        if type(error) is RuntimeError and CPU_ALLOCATOR not in said:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in said:
             raise
         raise UserError(
             f"Generation ran out of memory ({said}). Lower grpo.max_completion_length, the completions per generation "

@@ -37,8 +37,8 @@ class TransformersEngine:
         self.model.eval()
         try:
             with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
-                if sampling.seed is not None:
-                    torch.manual_seed(sampling.seed)
+                # Without a seed a new one, since fork_rng puts the generator back: the next call would draw the same.
+                torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
                 for start in range(0, len(order), per_batch):
                     batch = order[start : start + per_batch]
                     for index, group in zip(batch, self._batch([ids[i] for i in batch], sampling), strict=True):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling, completion_of, token_ids
+from llm_grpo.rollouts import Sampling, completion_of, stop_tokens, token_ids
+from llm_grpo.rollouts.adapter_sync import isolated
 from llm_grpo.rollouts.vllm import parameters
 
 
@@ -28,7 +29,9 @@ class UnslothEngine:
     ) -> list[list[Completion]]:
         """completions_by_prompt; the adapter goes to vLLM through a temporary folder under a new id each time."""
         ids = token_ids(prompts, self.tokenizer, sampling, self.window)
-        with tempfile.TemporaryDirectory() as folder:
+        if not ids:
+            return []
+        with tempfile.TemporaryDirectory() as folder, isolated():
             self.model.save_lora(folder)
             outputs = self.model.fast_generate(
                 [{"prompt_token_ids": row} for row in ids],
@@ -38,5 +41,5 @@ class UnslothEngine:
             )
         if on_done:
             on_done(len(ids))
-        stops = {self.tokenizer.eos_token_id}
+        stops = stop_tokens(self.model.generation_config.eos_token_id, self.tokenizer)
         return [[completion_of(list(o.token_ids), stops, self.tokenizer) for o in r.outputs] for r in outputs]

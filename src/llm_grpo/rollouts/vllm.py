@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling, completion_of, token_ids
-from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, isolated, open_vllm
+from llm_grpo.rollouts import Sampling, completion_of, stop_tokens, token_ids
+from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, first_seed, isolated, open_vllm, served_rank
 
 
 class VLLMEngine:
@@ -24,9 +24,7 @@ class VLLMEngine:
         self.llm, self.tokenizer, self.adapter = llm, tokenizer, adapter
         config = llm.llm_engine.model_config
         self.window = config.max_model_len
-        # The tokens at which vLLM stops: the tokenizer's and those of the model's generation_config.
-        stops = config.try_get_generation_config().get("eos_token_id") or []
-        self.stops = {tokenizer.eos_token_id, *([stops] if isinstance(stops, int) else stops)}
+        self.stops = stop_tokens(config.try_get_generation_config().get("eos_token_id"), tokenizer)
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
@@ -49,9 +47,10 @@ def parameters(sampling: Sampling, count: int) -> list[Any]:
     """vLLM's SamplingParams, one a prompt. Each has a seed of its own, or equal prompts would get equal answers."""
     from vllm import SamplingParams
 
-    seeds = [None if sampling.seed is None else sampling.seed * 100_003 + i * sampling.n for i in range(count)]
-    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": sampling.n}
-    return [SamplingParams(**settings, seed=seed, max_tokens=sampling.max_tokens, detokenize=False) for seed in seeds]
+    first = first_seed(None if sampling.seed is None else (sampling.seed,))
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": sampling.n, "detokenize": False}
+    seeds = [first + index * sampling.n for index in range(count)]  # vLLM counts on from it for the n of a prompt
+    return [SamplingParams(**settings, seed=seed, max_tokens=sampling.max_tokens) for seed in seeds]
 
 
 def policy_engine(model: Any, tokenizer: Any, base: str, window: int, **options: Any) -> VLLMEngine:
@@ -59,8 +58,7 @@ def policy_engine(model: Any, tokenizer: Any, base: str, window: int, **options:
 
     A 4-bit model is answered for from its own weights, dequantised once. options go to vllm.LLM. Raises UserError.
     """
-    rank = max(model.peft_config["default"].rank_pattern.values(), default=0)
-    rank = max(rank, model.peft_config["default"].r)
+    rank = _rank(vars(model.peft_config["default"]))
     if not any(getattr(parameter, "quant_state", None) for parameter in model.parameters()):
         llm = _open(base, rank, window, options)
         return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
@@ -79,16 +77,23 @@ def load_engine(
     from vllm.lora.request import LoRARequest
 
     trust = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
-    rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"] if adapter else None
+    rank = _rank(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))) if adapter else None
     llm = _open(model_name, rank, window, options)
     tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
     ensure_template(tokenizer, template)
     return VLLMEngine(llm, tokenizer, LoRARequest(adapter.name, 1, str(adapter)) if adapter else None)
 
 
+def _rank(adapter: Mapping[str, Any]) -> int:
+    try:
+        return served_rank(adapter)
+    except ValueError as error:
+        raise UserError(f"{error} Merge it (src/merge.py), or generate with the engine transformers.") from None
+
+
 def _open(model: str, rank: int | None, window: int | None, options: dict[str, Any]) -> Any:
     try:
-        return open_vllm(model, max_lora_rank=rank, max_model_len=window, dtype=_dtype(), **options)
+        return open_vllm(model, max_lora_rank=rank, max_model_len=window, **{"dtype": _dtype(), **options})
     except (OSError, ValueError, RuntimeError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -19,7 +19,6 @@ from llm_grpo.records import Message
 # What a client gets that says nothing of sampling, as in src/infer.py: neither the sampling settings nor the repetition
 # penalty of a base's generation_config, with which nothing here is trained or measured.
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
-UNSERVED = ("use_dora", "modules_to_save")  # of an adapter's config: what vLLM's LoRA does not do
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,11 @@ def _words(options: Mapping[str, Any]) -> list[str]:
 
 def _lora_words(adapter: Path, names: tuple[str, ...]) -> list[str]:
     """Raises UserError for an adapter that vLLM cannot serve."""
-    from llm_grpo.rollouts.adapter_sync import vllm_rank
+    from llm_grpo.rollouts.adapter_sync import served_rank
 
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     try:
-        rank = vllm_rank(max([settings["r"], *(settings.get("rank_pattern") or {}).values()]))
-        if unserved := [name for name in UNSERVED if settings.get(name)]:
-            raise ValueError(f"vLLM does not serve an adapter with {', '.join(unserved)}.")
+        rank = served_rank(settings)
     except ValueError as error:
         raise UserError(
             f"{adapter}: {error} Merge it (src/merge.py) and serve the merged model with --model."

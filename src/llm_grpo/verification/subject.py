@@ -144,7 +144,7 @@ def put_off_policy(batch: dict[str, Any], logps: Tensor, settings: Settings, see
     shape = (rows, longest if settings.level == "token" else 1)
     drawn = torch.randint(len(wanted), shape, generator=torch.Generator().manual_seed(seed))
     old = shifted(logps, -wanted[drawn].expand(rows, longest), batch)
-    if "sampling_per_token_logps" in batch:
+    if "sampling_per_token_logps" in batch and "old_per_token_logps" in batch:
         moved = aligned(old, batch) - aligned(batch["old_per_token_logps"], batch)
         batch["sampling_per_token_logps"] = shifted(batch["sampling_per_token_logps"], moved, batch)
     batch["old_per_token_logps"] = old
