@@ -106,9 +106,10 @@ def serve(args: argparse.Namespace) -> int:
 
 def page_alone(args: argparse.Namespace) -> int:
     """The chat page, for a server that somebody else has started."""
-    from llm_grpo.serving.model import config_for, opening_of
+    from llm_grpo.rollouts.loading import config_of
+    from llm_grpo.serving.model import opening_of
 
-    config = config_for(args)
+    config = config_of(args)
     show_page(args, args.url.rstrip("/").removesuffix("/v1"), opening_of(config)).block_thread()
     return 0
 

@@ -14,12 +14,13 @@ QUESTION = "Tom has 5 pens and buys 7 more. How many pens is that?"
 def test_a_run_its_adapter_and_its_merged_model_answer_alike(demo_run) -> None:
     run, _ = demo_run
     answers = []
-    for which in (["--run", run], ["--adapter", run / "adapter_best"], ["--model", run / "merged", "--system", ""]):
+    for which in (["--run", run], ["--adapter", run / "adapter_best"], ["--model", run / "merged"]):
         done = run_script("src/infer.py", *which, "--prompt", QUESTION, "--temperature", "0", "--max_tokens", "48")
         assert done.returncode == 0 and "tokens/s" in done.stdout, done.stderr
         assert QUESTION in done.stdout
         answers.append(done.stdout.split("╭", 1)[1].split("╰")[0])
     assert answers[0] == answers[1], "a run is its base with the adapter that was evaluated"
+    assert answers[1] == answers[2], "a run's merged model is asked as the run was, system prompt and all"
 
 
 def test_a_file_of_prompts_is_answered_into_a_file(demo_run, tmp_path: Path) -> None:

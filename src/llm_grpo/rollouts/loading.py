@@ -15,8 +15,9 @@ from llm_grpo.rollouts import STANDALONE, Engine, choose_engine, choose_four_bit
 
 
 def config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Config | None:
-    """The config a run or a run's adapter was trained with, with overrides; None where there is none to be found."""
-    folder = args.run or (Path(args.adapter).parent if args.adapter else None)
+    """The config of the run, or of the run that the adapter or merged model lies in, with overrides; None: no run."""
+    weights = args.adapter or args.model
+    folder = args.run or (Path(weights).parent if weights else None)
     if folder and (args.run or (Path(folder) / "config.yaml").is_file()):
         return load_config(runs.find(folder).config_file, overrides, environment={})
     return None

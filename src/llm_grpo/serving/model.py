@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_grpo import runs
 from llm_grpo.config import Config
 from llm_grpo.errors import UserError
 from llm_grpo.problems import system_prompt, worked_examples
@@ -39,9 +38,9 @@ class Served:
 
 def served(args: argparse.Namespace, on_gpu: bool) -> Served:
     """What the arguments name, checked. Raises UserError where it is not there, or where vLLM could not serve it."""
-    from llm_grpo.rollouts.loading import which_model
+    from llm_grpo.rollouts.loading import config_of, which_model
 
-    config = config_for(args)
+    config = config_of(args)
     base, adapter = which_model(args, config)
     options, choices = _base_options(base, config, on_gpu)
     base = options.pop("model")
@@ -69,14 +68,6 @@ def vllm_words(model: Served, template_file: Path, host: str, port: int) -> list
         *("--allowed-origins", "[]"),  # vLLM's default lets every web page that is open here ask this server
         *model.options,
     ]
-
-
-def config_for(args: argparse.Namespace) -> Config | None:
-    """The config of the run, or of the run that the adapter or merged model lies in; None where there is none."""
-    from llm_grpo.rollouts.loading import config_of
-
-    folder = Path(args.model).parent if args.model else None
-    return runs.find(folder).config() if folder and (folder / "config.yaml").is_file() else config_of(args)
 
 
 def opening_of(config: Config | None) -> tuple[Message, ...]:
