@@ -121,6 +121,12 @@ def test_equal_prompts_are_drawn_apart(engine) -> None:
     assert len({group[0].text for group in groups}) > 1
 
 
+def test_more_prompts_than_fit_one_pass_are_answered_with_a_seed(engine) -> None:
+    """vLLM would prefill some of them in chunks, which its CPU build cannot do for requests with a seed of their own."""
+    groups = engine.generate([LONG] * 64 + PROMPTS * 64, Sampling(max_tokens=2, temperature=1.0, seed=0))
+    assert len(groups) == 256 and all(group[0].tokens > 0 for group in groups)
+
+
 def test_the_callers_random_state_is_left_alone(engine) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)

@@ -47,7 +47,9 @@ def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | Non
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if not torch.cuda.is_available():
-        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, **options}
+        # Prompts whole: vLLM 0.31 fails on a CPU where a seeded request is prefilled in chunks (its generator has no
+        # offset that could be set back).
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False, **options}
     if max_lora_rank is not None:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": vllm_rank(max_lora_rank)}
     with torch.random.fork_rng():  # vLLM seeds the generator of the whole process
