@@ -96,7 +96,8 @@ def _base_options(base: str, config: Config | None, on_gpu: bool) -> tuple[dict[
             options |= {"model": trained.merge_base or original(base), "revision": None}
             choices["weights"] = "the 16-bit original: vLLM has no 4-bit on a CPU, so answers may differ from training"
     if not on_gpu:
-        options |= {"dtype": "float32", "enforce_eager": True}
+        # Prompts whole: in chunks vLLM 0.31 fails on a CPU for a request with a seed, and the server with it.
+        options |= {"dtype": "float32", "enforce_eager": True, "no_enable_chunked_prefill": True}
         choices["dtype"] = "float32, as src/infer.py and eval.py on a CPU; half the memory: -- --dtype bfloat16"
     return options, choices
 
