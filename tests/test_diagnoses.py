@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm_grpo.diagnoses import diagnose
+from llm_grpo.drift import METRIC
 
 
 def report(
@@ -58,3 +59,9 @@ STEPS = [
 def test_a_run_without_signal(steps: list[dict[str, float]], said: str, why: str) -> None:
     told = diagnose(report(SETS, SETS), steps)
     assert said in told[0] if said else told == [], why
+
+
+def test_a_trainer_that_computes_another_policy_is_named_with_its_step() -> None:
+    steps = [{"step": 1, METRIC: 1e-6}, {"step": 2}, {"step": 3, METRIC: 0.5}, {"step": 4, METRIC: 0.6}]
+    (said,) = diagnose(report(SETS, SETS), steps)
+    assert said.startswith("Drift, from step 3 on: ") and "0.5 nats" in said and "Likely causes" in said

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from llm_grpo import runs
 from llm_grpo.config import Config, load_config
+from llm_grpo.drift import METRIC
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
 from llm_grpo.problems import build_rewards, prepare
@@ -87,8 +88,33 @@ def test_it_trains_on_the_seven_rewards(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert {f"rewards/{name}_reward_func/mean" for name in SEVEN} <= rows[0].keys()
+    assert max(row[METRIC] for row in rows) < 1e-4, "trained is the policy that answered, padded on the left or not"
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert sorted(adapter["target_modules"]) == ["c_attn", "c_fc", "c_proj"], "every linear layer of the blocks"
+
+
+def test_learned_positions_start_behind_the_padding(base: Path) -> None:
+    """As `generate` counts them; without the hook a padded row gets other probabilities than the row alone."""
+    from transformers import GPT2LMHeadModel
+
+    from llm_grpo.policy import count_positions_from_mask
+
+    model = GPT2LMHeadModel.from_pretrained(base).eval()
+    alone, padding = torch.arange(40, 52)[None], 5
+    padded = torch.nn.functional.pad(alone, (padding, 0), value=256)
+    mask = (padded != 256).long()
+    with torch.no_grad():
+        wanted = model(alone).logits
+        assert not torch.allclose(model(padded, attention_mask=mask).logits[:, padding:], wanted, atol=1e-2)
+        count_positions_from_mask(model)
+        assert torch.allclose(model(padded, attention_mask=mask).logits[:, padding:], wanted, atol=1e-4)
+        assert torch.equal(model(alone).logits, wanted), "without a mask nothing is padded"
+        told = torch.arange(12)[None] + 3
+        shifted = model(alone, attention_mask=torch.ones_like(alone), position_ids=told).logits
+        assert not torch.allclose(shifted, wanted, atol=1e-2), "who says positions gets them"
+        both = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=256)
+        one = model.generate(alone, max_new_tokens=6, do_sample=False, pad_token_id=256)
+    assert both[0, padding:].tolist() == one[0].tolist(), "with a cache as without"
 
 
 def test_adapter_and_merged_model_carry_the_template_and_open_with_auto_classes(run: Path, base: Path) -> None:

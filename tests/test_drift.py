@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm_grpo.drift import Drift, gap, sampled_logprobs
+from llm_grpo.drift import Drift
+from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 
 
 class TestWhatIsSampled:

@@ -13,13 +13,12 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "llm_grpo"
 LAYERS = {
     **dict.fromkeys(["errors", "records", "yaml_text", "grpo_fields", "config", "answers", "numerals", "latex"], 0),
-    **dict.fromkeys(["labels", "diagnoses"], 0),
+    **dict.fromkeys(["labels", "drift", "diagnoses"], 0),
     "confusion": 3,
     **dict.fromkeys(["prompts", "comparison", "shapes"], 0),
     **dict.fromkeys(["rewards", "tasks", "runs", "plan", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),
     **dict.fromkeys(["evaluation", "training", "export", "watching", "tables", "curves", "preflight", "command"], 3),
-    "drift": 2,
     **dict.fromkeys(["verification", "serving"], 3),
 }
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "unsloth", "vllm", "math_verify", "matplotlib")

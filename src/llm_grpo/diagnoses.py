@@ -1,4 +1,5 @@
-"""What is wrong with a run in a sentence, from its numbers alone: collapsed answers, no signal, nothing readable.
+"""What is wrong with a run in a sentence, from its numbers alone: collapsed answers, no signal, nothing readable,
+a trainer that computes another policy than the one that answered.
 
 Works for every task; an empty list means that none of these was found, not that all is well.
 """
@@ -9,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_grpo.drift import METRIC, Drift
+
 COLLAPSED = 0.9  # this share of the answers is one and the same
 NO_SIGNAL = 0.9  # in this share of the groups all completions earn the same
 FEWEST = 10  # answers below which a share says nothing
@@ -17,7 +20,7 @@ LONGEST_SHOWN = 60  # characters of an answer that is named
 
 def diagnose(report: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """One sentence per fault of an evaluation (with its items) and of the training steps (rows of metrics.jsonl)."""
-    return [said for said in (*_answers(report), _signal(steps)) if said]
+    return [said for said in (*_answers(report), _signal(steps), _drift(steps)) if said]
 
 
 def _answers(report: Mapping[str, Any]) -> list[str]:
@@ -60,3 +63,10 @@ def _signal(steps: Sequence[Mapping[str, Any]]) -> str:
         f"No signal: in {mean:.0%} of the groups all answers earned the same reward (frac_reward_zero_std), so there "
         f"was nothing to learn from; {why}."
     )
+
+
+def _drift(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What was told at the first step whose gap was too large: such a run learned from another policy's answers."""
+    drift = Drift()
+    told = ((row["step"], drift(row[METRIC])) for row in steps if row.get(METRIC) is not None)
+    return next((f"Drift, from step {step} on: {said}" for step, said in told if said), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def load_policy(config: Config) -> Policy:
         **_whole_options(config),
     )
     _check_quantisation(model, four_bit)
+    count_positions_from_mask(model)
     model = _with_lora(model, config) if config.lora else model
     choices = {
         "rollouts.engine": f"{engine}: {reason}",
@@ -91,6 +93,27 @@ def _with_lora(model: Any, config: Config) -> Any:
         use_gradient_checkpointing=_checkpointing(config),
         random_state=config.run.seed,
     )
+
+
+def count_positions_from_mask(model: Any) -> None:
+    """Learned positions of a left-padded row start at its first real token, in every forward that is not told others.
+
+    GPT-2 and its like count padding too unless they get `position_ids`. `generate` gives them, TRL 1.15's GRPOTrainer
+    does not (its issue 6800 is about the same in other trainers): it would train another policy than the one that
+    sampled, off by half a nat a token. With RoPE only distances count, and nothing is done.
+    """
+    decoder = model.base_model
+    if getattr(model.config, "rope_parameters", None) or "position_ids" not in signature(decoder.forward).parameters:
+        return
+
+    def positions(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        started = past is not None and past.get_seq_length() > 0
+        if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2 and not started:
+            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return args, kwargs
+
+    decoder.register_forward_pre_hook(positions, with_kwargs=True)
 
 
 def _whole_options(config: Config) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from trl import GRPOConfig, GRPOTrainer  # isort: skip
 
 from llm_grpo import drift, runs
 from llm_grpo.config import Config
-from llm_grpo.drift import sampled_logprobs
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation import item
 from llm_grpo.policy import Policy
@@ -27,6 +26,7 @@ from llm_grpo.problems import table_of
 from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task
 from llm_grpo.rollouts import stop_tokens
 from llm_grpo.rollouts.crash import crash_told
+from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
 from llm_grpo.watching import Watch
 
@@ -72,7 +72,7 @@ class RecordingTrainer(GRPOTrainer):
         if sampled is not None and not by_trl:
             now = inputs.get("old_per_token_logps", self._newest_logps)
             if now is not None and now.shape == sampled.shape:
-                self._metrics["train"][drift.METRIC].append(drift.gap(now, sampled, inputs["completion_mask"]))
+                self._metrics["train"][drift.METRIC].append(gap(now, sampled, inputs["completion_mask"]))
         return loss
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
