@@ -12,6 +12,8 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
 from llm_grpo.records import Completion, Message
 
+CPU_LORA = "llm_grpo.rollouts.cpu_lora.OneProductPerAdapter"  # vLLM's worker_extension_cls where there is no GPU
+
 
 @dataclass(frozen=True)
 class Sampling:

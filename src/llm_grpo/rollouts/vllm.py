@@ -11,7 +11,7 @@ from typing import Any
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling, completion_of, stop_tokens, token_ids
+from llm_grpo.rollouts import CPU_LORA, Sampling, completion_of, stop_tokens, token_ids
 from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, first_seed, isolated, open_vllm, served_rank
 
 
@@ -92,6 +92,10 @@ def _rank(adapter: Mapping[str, Any]) -> int:
 
 
 def _open(model: str, rank: int | None, window: int | None, options: dict[str, Any]) -> Any:
+    import torch
+
+    if rank is not None and not torch.cuda.is_available():
+        options = {"worker_extension_cls": CPU_LORA, **options}
     try:
         return open_vllm(model, max_lora_rank=rank, max_model_len=window, **{"dtype": _dtype(), **options})
     except (OSError, ValueError, RuntimeError) as error:

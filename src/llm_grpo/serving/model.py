@@ -38,11 +38,14 @@ class Served:
 
 def served(args: argparse.Namespace, on_gpu: bool) -> Served:
     """What the arguments name, checked. Raises UserError where it is not there, or where vLLM could not serve it."""
+    from llm_grpo.rollouts import CPU_LORA
     from llm_grpo.rollouts.loading import config_of, which_model
 
     config = config_of(args)
     base, adapter = which_model(args, config)
     options, choices = _base_options(base, config, on_gpu)
+    if adapter and not on_gpu:
+        options["worker_extension_cls"] = CPU_LORA
     base = options.pop("model")
     tokenizer = _tokenizer(base, adapter, options)
     said = ensure_template(tokenizer, config.prompt.template if config else None)
