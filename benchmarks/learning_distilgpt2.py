@@ -29,7 +29,7 @@ OVERRIDES = (
     "model.max_seq_length=256",
     "lora={r: 64, alpha: 64}",
     "grpo.max_steps=100",
-    "grpo.learning_rate=1.0e-4",
+    "grpo.learning_rate=3.0e-4",  # 1e-4 is slower, 1e-3 ends lower on validation
     "grpo.lr_scheduler_type=constant_with_warmup",
     "grpo.warmup_steps=5",
     "grpo.per_device_train_batch_size=64",
@@ -39,4 +39,4 @@ OVERRIDES = (
     "grpo.max_grad_norm=1.0",
     "evaluation={limit: 500, validation_limit: 200, every_steps: 20}",
 )
-SYSTEM = System("configs/distilgpt2.yaml", "gpt2", (Stage(careful, 1500), Stage(habits, 300, 7e-4)), OVERRIDES)
+SYSTEM = System("configs/distilgpt2.yaml", "gpt2", (Stage(careful, 3000), Stage(habits, 300, 7e-4)), OVERRIDES)
