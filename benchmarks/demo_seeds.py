@@ -51,9 +51,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"], help="who generates")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs there, for engines.py --run")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as outputs:
-        runs = [run(seed, args.engine, Path(outputs)) for seed in args.seeds]
+    with tempfile.TemporaryDirectory() as temporary:
+        outputs = (args.keep or Path(temporary)).resolve()
+        runs = [run(seed, args.engine, outputs) for seed in args.seeds]
     now = datetime.now(timezone.utc)
     machine = {"cpus": os.cpu_count(), "platform": f"{platform.system()} {platform.machine()}"}
     result = {
