@@ -13,7 +13,7 @@ demo: .venv/ready
 	.venv/bin/python src/train.py --config configs/demo.yaml --overwrite
 
 test: .venv/ready-for-tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check .

@@ -59,10 +59,11 @@ def one(engine: str, model: str) -> dict[str, Any]:
     from llm_grpo.rollouts import Sampling
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    parameters = base.num_parameters()  # without the LoRA
     policy = get_peft_model(base, LoraConfig(r=64, target_modules="all-linear"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     found, sync = opened(engine, policy, tokenizer, model)
-    result: dict[str, Any] = {"parameters": base.num_parameters(), "tokens_per_second": {}}
+    result: dict[str, Any] = {"parameters": parameters, "tokens_per_second": {}}
     found.generate([[{"role": "user", "content": "How many?"}]] * SIZES[0], Sampling(MAX_TOKENS))  # allocation, caches
     for size in SIZES:
         prompts = [[{"role": "user", "content": "Tom has 5 pens. " * (1 + index % 7)}] for index in range(size)]
@@ -120,13 +121,13 @@ def summed(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def generation_share(run: Path) -> dict[str, Any]:
     """Seconds of a step's phases in a finished run, medians over its steps."""
-    from llm_grpo.config import load_config
     from llm_grpo.runs import Run, read_jsonl
 
     rows = list(read_jsonl(Run(run).metrics))[1:]
+    chosen = json.loads((run / "environment.json").read_text(encoding="utf-8"))["choices"]
     seconds = {name: statistics.median(row[name] for row in rows) for name in ("seconds/generation", "step_time")}
     return {
-        "engine": load_config(run / "config.yaml", environment={}).rollouts.engine,
+        "engine": chosen["rollouts.engine"].partition(":")[0],
         "steps": len(rows),
         **{name: round(value, 3) for name, value in seconds.items()},
         "share_of_generation": round(seconds["seconds/generation"] / seconds["step_time"], 3),

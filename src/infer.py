@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 console = command.console()
 USUAL_MAX_TOKENS = 1024  # where --max_tokens is not given and the window has room
-AT_A_TIME = 64  # prompts that are answered before their answers are written
+AT_A_TIME = 256  # prompts that are answered before their answers are written: as many as vLLM batches by itself
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process of the tests per core, and each starts scripts
 os.environ.pop("LLM_GRPO_DATA", None) if not Path(os.environ.get("LLM_GRPO_DATA", ".")).is_dir() else None
 for name in ("MODEL_NAME", "OUTPUT_DIR", "RUN_NAME", "WANDB_API_KEY", "HF_TOKEN"):
     os.environ.pop(name, None)
