@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -66,10 +68,16 @@ def overrides(world: Path, outputs: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def train_main(words: list[str]) -> int:
+    """src/train.py in this process, whose environment then is what it was: the script tells loggers their folder by it."""
+    with mock.patch.dict(os.environ):
+        return train.main(words)
+
+
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     outputs = tmp_path_factory.mktemp("outputs")
-    assert train.main(["--config", str(QA), *overrides(world, outputs)]) == 0
+    assert train_main(["--config", str(QA), *overrides(world, outputs)]) == 0
     return runs.find(outputs / "qa-llama-1b")
 
 
@@ -123,7 +131,7 @@ def test_infer_and_eval_open_the_run(run: runs.Run, tmp_path: Path, capfd: pytes
 
 def test_a_resume_goes_on_from_all_weights(run: runs.Run) -> None:
     before = weights(run.last)
-    assert train.main(["--config", str(run.config_file), "--resume", "grpo.max_steps=3"]) == 0
+    assert train_main(["--config", str(run.config_file), "--resume", "grpo.max_steps=3"]) == 0
     assert [row["step"] for row in runs.read_jsonl(run.metrics)] == [1, 2, 3]
     moved = max((weights(run.last)[name] - before[name]).abs().max().item() for name in before)
     assert 0 < moved < 0.02, "one more step from the last checkpoint, not three from the start"
