@@ -167,6 +167,7 @@ def test_a_right_merge_is_proved(strong: tuple[Config, Path], tmp_path: Path) ->
     merged = merged_with(adapter, tmp_path, 1)
     steps: list[tuple[str, int]] = []
     alive = lambda: sum(issubclass(type(thing), PreTrainedModel) for thing in gc.get_objects())  # noqa: E731
+    gc.collect()  # what other tests left
     before = alive()
     proof = prove(config, adapter, str(TINY), merged, 16, on_step=lambda step: steps.append((step, alive() - before)))
     assert proof["passed"] and proof["failures"] == [] and proof == json.loads((merged / "proof.json").read_text())
