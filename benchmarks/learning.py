@@ -31,7 +31,10 @@ from benchmarks.learning_one_shot import SYSTEM as ONE_SHOT
 from benchmarks.learning_qa import LORA, WHOLE
 from benchmarks.learning_word_problems import SYSTEM as WORD_PROBLEMS
 from benchmarks.warm_start import ROOT, System, make_base
+from llm_grpo import runs
+from llm_grpo.runs import Run
 
+WATCHED = ("reward", "strict_accuracy", "format_rate", "mean_tokens")  # of the validation split, during training
 RESULTS = ROOT / "benchmarks" / "results"
 SYSTEMS: dict[str, System] = {
     "distilgpt2": DISTILGPT2,
@@ -99,6 +102,8 @@ def run(system: System, base: Path, seed: int, outputs: Path) -> dict[str, Any]:
     for side in ("before", "after"):
         summary[side].get("metrics", {}).pop("confusion", None)  # a picture's worth of numbers
     summary["model"] = f"a small {system.architecture}, see base"
+    curve = runs.read_jsonl(Run(outputs / name).validation)
+    summary["validation"] = [{key: row[key] for key in ("step", "n", *WATCHED)} for row in curve]
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         **summary,

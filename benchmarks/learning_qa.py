@@ -53,7 +53,7 @@ def habits(rng: random.Random, example: Example) -> str:
     return f"#### {steps[0].partition('=')[2]}\n" + careful(rng, example)
 
 
-STAGES = (Stage(careful, updates=600), Stage(habits, updates=120, peak=7e-4))
+STAGES = (Stage(careful, updates=2000), Stage(habits, updates=200, peak=7e-4))
 OVERRIDES = (
     "model.max_seq_length=160",
     "prompt.system='Think step by step. End with #### and the answer.'",  # the task's own is a third of every prompt
@@ -70,7 +70,7 @@ OVERRIDES = (
     "evaluation={limit: 500, validation_limit: 200, every_steps: 20}",
     "logging={report_to: [tensorboard, trackio]}",
 )
-LORA = System("configs/qa_llama1b.yaml", "llama", STAGES, (*OVERRIDES, "grpo.learning_rate=1e-4"), data=write_data)
+LORA = System("configs/qa_llama1b.yaml", "llama", STAGES, (*OVERRIDES, "grpo.learning_rate=3e-4"), data=write_data)
 WHOLE = System(
     "configs/qa_llama1b.yaml", "llama", STAGES, (*OVERRIDES, "grpo.learning_rate=1e-4", "lora=null"), data=write_data
 )

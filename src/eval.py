@@ -163,9 +163,11 @@ def show_comparison(first: str, second: str) -> int:
 
 
 def read_report(path: str) -> dict[str, Any]:
+    rates = ("strict_accuracy", "lenient_accuracy", "format_rate")
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-        report["strict_accuracy_ci95"], [(i["id"], i["answer"], i["strict"], i["lenient"]) for i in report["items"]]
+        [report[f"{rate}{kind}"] for rate in rates for kind in ("", "_ci95")]
+        [(i["id"], i["answer"], i["strict"], i["lenient"]) for i in report["items"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not an evaluation written by src/eval.py or src/train.py.") from None
     return report

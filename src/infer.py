@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 console = command.console()
 USUAL_MAX_TOKENS = 1024  # where --max_tokens is not given and the window has room
-AT_A_TIME = 256  # prompts that are answered before their answers are written: as many as vLLM batches by itself
+AT_A_TIME = {"vllm": 256, "transformers": 64}  # prompts that are answered before their answers are written
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,6 +126,8 @@ def _prompt(line: str, where: str) -> str:
         raise UserError(f"{where}: not JSON ({error.msg}).") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise UserError(f'{where}: needs a text under "prompt".')
+    if any("\ud800" <= character <= "\udfff" for character in row["prompt"]):
+        raise UserError(f"{where}: holds half of a character (\\ud800 to \\udfff), which no tokenizer reads.")
     return row["prompt"]
 
 
@@ -170,9 +172,10 @@ def answers(
     engine: Engine, asked: Sequence[Sequence[Message]], sampling: Sampling, start: int, on_done: object
 ) -> Iterator[tuple[int, list[Completion]]]:
     """(index, answers) of each prompt from `start` on, some prompts at a time, so that little is lost in a crash."""
-    for first in range(start, len(asked), AT_A_TIME):
+    size = AT_A_TIME[engine.name]
+    for first in range(start, len(asked), size):
         seed = None if sampling.seed is None else sampling.seed + first
-        groups = engine.generate(asked[first : first + AT_A_TIME], replace(sampling, seed=seed), on_done)
+        groups = engine.generate(asked[first : first + size], replace(sampling, seed=seed), on_done)
         yield from enumerate(groups, start=first)
 
 

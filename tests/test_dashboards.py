@@ -168,28 +168,3 @@ def test_the_dashboard_opens_in_a_browser(dashboard: str, tmp_path: Path) -> Non
     assert "qa-llama-1b" in page and "llm-grpo" in page
     for name in ("grad_norm", "accuracy", "format_rate"):
         assert name in page, name
-
-
-def test_a_second_run_of_a_process_logs_into_its_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from llm_grpo import preflight
-
-    ours = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "WANDB_SILENT")
-    for name in (*ours, "WANDB_API_KEY"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(preflight, "_netrc", lambda: "")
-    monkeypatch.setattr(preflight, "_SET", {})
-    config = load_config(ROOT / "configs" / "qa_llama1b.yaml", environment={})
-    for name in ("first", "second"):
-        choices = preflight.logging_choice(config, tmp_path / name)
-        assert {name: os.environ[name] for name in ours[:3]} == {
-            "TENSORBOARD_LOGGING_DIR": str(tmp_path / name / "tensorboard"),
-            "TRACKIO_DIR": str(tmp_path / name / "trackio"),
-            "WANDB_DIR": str(tmp_path / name),
-        }
-        assert choices["wandb"].startswith("offline: no WANDB_API_KEY"), "not: the user said so"
-    monkeypatch.setenv("TRACKIO_DIR", "/elsewhere")
-    assert "/elsewhere" in preflight.logging_choice(config, tmp_path / "third")["trackio"], "who says a place gets it"
-    monkeypatch.setenv("WANDB_API_KEY", "a-key")
-    assert preflight.logging_choice(config, tmp_path / "fourth")["wandb"].startswith("online")
-    assert "WANDB_MODE" not in os.environ

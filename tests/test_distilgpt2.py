@@ -58,6 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ONE = ("grpo.max_steps=1", "evaluation.every_steps=0")
 SEVEN = ("correctness", "soft_format", "strict_format", "int", "conciseness", "repetition", "cot_clarity")
 
 
@@ -115,6 +116,52 @@ def test_learned_positions_start_behind_the_padding(base: Path) -> None:
         both = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=256)
         one = model.generate(alone, max_new_tokens=6, do_sample=False, pad_token_id=256)
     assert both[0, padding:].tolist() == one[0].tolist(), "with a cache as without"
+
+
+def test_what_counts_by_itself_is_left_alone() -> None:
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        RobertaConfig,
+        RobertaForCausalLM,
+    )
+
+    from llm_grpo.policy import count_positions_from_mask
+
+    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    roberta = RobertaForCausalLM(RobertaConfig(**small, **heads, max_position_embeddings=40, is_decoder=True))
+    qwen = Qwen2ForCausalLM(Qwen2Config(**small, **heads, num_key_value_heads=2))
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2))
+    for model, hooks in ((roberta, 0), (qwen, 0), (gpt2, 1)):
+        count_positions_from_mask(model)
+        assert len(model.base_model._forward_pre_hooks) == hooks, type(model).__name__
+
+
+def test_the_kl_term_starts_at_zero(base: Path, rewards: str, tmp_path: Path) -> None:
+    """All weights and beta: TRL loads the reference itself, and it has to count positions as the policy does."""
+    config = config_of(base, f"run.output_dir={tmp_path}", rewards, "lora=null", "grpo.beta=0.1", *ONE)
+    (step,) = trained(config)[2]
+    assert abs(step["kl"]) < 1e-6
+
+
+def test_a_step_of_which_every_answer_is_masked_goes_by(base: Path, rewards: str, tmp_path: Path) -> None:
+    short = ("grpo.mask_truncated_completions=true", "grpo.max_completion_length=2", "evaluation.every_steps=0")
+    rows = trained(config_of(base, f"run.output_dir={tmp_path}", rewards, *short))[2]
+    assert len(rows) == 2 and METRIC not in rows[0]
+
+
+def trained(config: Config):
+    """(trainer, policy, metrics by step) of a training in this process, without evaluation."""
+    run, policy = runs.create(config), load_policy(config)
+    task, rewards = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
+    problems = prepare(task, "train", config, policy.tokenizer, 16).problems
+    watched = watch(config, run, Console(quiet=True), dict, lambda folder: None)
+    trainer = build_trainer(config, policy, task, problems, rewards, run, watched)
+    optimise(trainer, watched, run, None)
+    return trainer, policy, list(runs.read_jsonl(run.metrics))
 
 
 def test_adapter_and_merged_model_carry_the_template_and_open_with_auto_classes(run: Path, base: Path) -> None:
@@ -211,14 +258,9 @@ def step_of(base: Path, rewards: str, tmp_path: Path, checkpointing: bool) -> di
     """What one plain step down the gradient makes of the LoRA, B of which begins at zero."""
     word = str(checkpointing).lower()
     config = config_of(base, rewards, f"grpo.gradient_checkpointing={word}", f"run.output_dir={tmp_path}",
-                       f"run.name=checkpointing-{word}", "grpo.max_steps=1", "grpo.optim=sgd", "evaluation.every_steps=0",
+                       f"run.name=checkpointing-{word}", *ONE, "grpo.optim=sgd",
                        "grpo.learning_rate=10.0", "grpo.lr_scheduler_type=constant", "grpo.warmup_steps=0")  # fmt: skip
-    run, policy = runs.create(config), load_policy(config)
-    task, built = build_task(config.task.name, config.task.args), build_rewards(config.rewards)
-    problems = prepare(task, "train", config, policy.tokenizer, 16).problems
-    watched = watch(config, run, Console(quiet=True), dict, lambda folder: None)
-    trainer = build_trainer(config, policy, task, problems, built, run, watched)
-    optimise(trainer, watched, run, None)
+    trainer, policy, _ = trained(config)
     active = [module for module in trainer.model.modules() if getattr(module, "gradient_checkpointing", False)]
     assert bool(active) == checkpointing, "as the config says"
     return {name: p.detach().clone() for name, p in policy.model.named_parameters() if "lora_B" in name}

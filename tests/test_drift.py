@@ -56,6 +56,7 @@ def test_the_gap_counts_only_what_the_mask_counts() -> None:
         ([1e-6] * 20, None),  # float32: rounding
         ([0.01] * 20, None),  # 16-bit: two engines round differently
         ([1e-6] * 5 + [1e-4], None),  # grown, but nothing that matters
+        ([None], 0),  # NaN all over the step, as TRL logs it
         ([0.5], 0),  # another model answers: said at once
         ([0.004] * 6 + [0.03], 6),  # stale: five times what it was, and no rounding
         ([0.004] * 5 + [0.019], None),  # grown, still within 16-bit rounding
@@ -63,7 +64,7 @@ def test_the_gap_counts_only_what_the_mask_counts() -> None:
     ],
     ids=str,
 )
-def test_when_it_is_told(gaps: list[float], warned_at: int | None) -> None:
+def test_when_it_is_told(gaps: list[float | None], warned_at: int | None) -> None:
     drift = Drift()
     told = [index for index, value in enumerate(gaps) if drift(value)]
     assert told == ([] if warned_at is None else [warned_at])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from conftest import ROOT, TINY
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
 from llm_grpo.rollouts import ENGINES, Sampling, choose_engine
+from llm_grpo.rollouts.loading import which_model
 from llm_grpo.rollouts.transformers import TransformersEngine
 
 QUESTIONS = [
@@ -232,3 +236,56 @@ def test_nothing_that_only_generates_imports_unsloth(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("False"), done.stderr
+
+
+def saved_adapter(folder: Any) -> Any:
+    adapted_model().save_pretrained(str(folder))
+    return folder
+
+
+BROKEN = [
+    (lambda a: (a / "adapter_model.safetensors").unlink(), "not a whole adapter", "weights that are not there"),
+    (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "not a whole adapter", "weights that were cut off"),
+    (lambda a: edit(a, r=16), "weights have rank 8, its adapter_config.json says 16", "vLLM would serve it, scaled"),
+    (lambda a: edit(a, base_model_name_or_path=None), "names no base.*--model", "nothing says what it belongs to"),
+    (lambda a: (a / "adapter_config.json").write_text("{"), "not JSON", "a config that was cut off"),
+]
+
+
+def edit(adapter: Any, **values: Any) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(("spoil", "said", "why"), BROKEN, ids=[row[2] for row in BROKEN])
+def test_an_adapter_that_is_no_whole_one_is_named(tmp_path, spoil: Any, said: str, why: str) -> None:
+    adapter = saved_adapter(tmp_path / "adapter")
+    args = argparse.Namespace(run=None, adapter=str(adapter), model=None)
+    assert which_model(args, None) == (str(TINY), adapter)
+    spoil(adapter)
+    with pytest.raises(UserError, match=said):
+        which_model(args, None)
+
+
+def test_an_adapter_of_another_base_and_broken_weights_are_named(tmp_path) -> None:
+    from llm_grpo.rollouts.transformers import load_engine
+
+    adapter = saved_adapter(tmp_path / "adapter")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    other = tmp_path / "other"
+    GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=16, n_layer=1, n_head=2)).save_pretrained(other)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(other)
+    with pytest.raises(UserError, match="adapter does not fit .*other"):
+        load_engine(str(other), adapter, None)
+    whole = tmp_path / "whole"
+    AutoModelForCausalLM.from_pretrained(TINY).save_pretrained(whole)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(whole)
+    os.truncate(whole / "model.safetensors", 5000)
+    with pytest.raises(UserError, match="weights cannot be read"):
+        load_engine(str(whole), None, None)
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    with pytest.raises(UserError, match="seed 1000+ must be from 0"):
+        Sampling(seed=10**23)

@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY, run_script
+from safetensors.numpy import save_file
 
 from llm_grpo.config import load_config
 from llm_grpo.errors import UserError
@@ -26,13 +28,14 @@ from llm_grpo.yaml_text import write_yaml
 
 
 def make_run(folder: Path, *overrides: str, rank: int = 8, **lora: object) -> Path:
-    """A run folder with an adapter's settings and tokenizer; nothing here reads its weights."""
+    """A run folder with an adapter's settings and tokenizer; of its weights only the shapes are read here."""
     run = folder / "pens"
     config = load_config(ROOT / "configs" / "demo.yaml", [f"model.name={TINY}", "run.name=pens", *overrides], {})
     (run / "adapter").mkdir(parents=True)
     (run / "config.yaml").write_text(write_yaml(config.as_dict(), "a test"))
     settings = {"r": rank, "base_model_name_or_path": str(TINY), **lora}
     (run / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({"q_proj.lora_A.weight": np.zeros((rank, 2))}, run / "adapter" / "adapter_model.safetensors")
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TINY / file, run / "adapter")
     return run
@@ -127,7 +130,7 @@ WRONG = [
     (["--model", "m", "--host", "300.1.1.1"], "Give another --port"),
     (["--model", "m", "--url", "http://127.0.0.1:1"], "--url is for --gradio alone"),
     (["--run", "outputs"], "no run here"),
-    (["--model", "nowhere"], "no model there"),
+    (["--model", "nowhere", "--port", "48123"], "no model there"),
 ]  # fmt: skip
 
 

@@ -68,5 +68,5 @@ def _signal(steps: Sequence[Mapping[str, Any]]) -> str:
 def _drift(steps: Sequence[Mapping[str, Any]]) -> str:
     """What was told at the first step whose gap was too large: such a run learned from another policy's answers."""
     drift = Drift()
-    told = ((row["step"], drift(row[METRIC])) for row in steps if row.get(METRIC) is not None)
+    told = ((row["step"], drift(row[METRIC])) for row in steps if METRIC in row)
     return next((f"Drift, from step {step} on: {said}" for step, said in told if said), "")

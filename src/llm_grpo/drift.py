@@ -22,9 +22,10 @@ class Drift:
     def __init__(self, first_steps: int = 5) -> None:
         self.first_steps, self.seen, self.warned = first_steps, [], False
 
-    def __call__(self, value: float) -> str | None:
-        """What to tell the user after this step; None where there is nothing new. NaN is told like a large gap."""
-        value = inf if value != value else value
+    def __call__(self, value: float | None) -> str | None:
+        """What to tell the user after this step; None where there is nothing new. NaN, which TRL logs as None where all
+        of a step is NaN, is told like a large gap."""
+        value = inf if value is None or value != value else value
         self.seen.append(value)
         usual = sorted(self.seen[: self.first_steps])[len(self.seen[: self.first_steps]) // 2]
         grown = len(self.seen) > self.first_steps and value > GROWN * usual

@@ -100,20 +100,24 @@ def count_positions_from_mask(model: Any) -> None:
 
     GPT-2 and its like count padding too unless they get `position_ids`. `generate` gives them, TRL 1.15's GRPOTrainer
     does not (its issue 6800 is about the same in other trainers): it would train another policy than the one that
-    sampled, off by half a nat a token. With RoPE only distances count, and nothing is done.
+    sampled, off by half a nat a token or more. Nothing is done where only distances count (RoPE), or where the model
+    sees to the padding itself (RoBERTa).
     """
     decoder = model.base_model
-    if getattr(model.config, "rope_parameters", None) or "position_ids" not in signature(decoder.forward).parameters:
-        return
+    by_itself = any(hasattr(module, "create_position_ids_from_input_ids") for module in decoder.modules())
+    rope = getattr(model.config, "rope_parameters", None)
+    if not rope and not by_itself and "position_ids" in signature(decoder.forward).parameters:
+        decoder.register_forward_pre_hook(_with_positions, with_kwargs=True)
 
-    def positions(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        started = past is not None and past.get_seq_length() > 0
-        if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2 and not started:
-            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        return args, kwargs
 
-    decoder.register_forward_pre_hook(positions, with_kwargs=True)
+def _with_positions(
+    _: torch.nn.Module, args: tuple[Any, ...], words: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    mask, past = words.get("attention_mask"), words.get("past_key_values")
+    started = past is not None and past.get_seq_length() > 0
+    if words.get("position_ids") is None and mask is not None and mask.dim() == 2 and not started:
+        words["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return args, words
 
 
 def _whole_options(config: Config) -> dict[str, Any]:

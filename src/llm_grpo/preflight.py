@@ -42,8 +42,8 @@ def logging_choice(config: Config, folder: Path) -> dict[str, str]:
 
     Sets the variables by which W&B, TensorBoard and Trackio are told to write into the run's folder.
     """
-    _set_default("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    _set_default("TRACKIO_DIR", str(folder / "trackio"))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     here = {
         "tensorboard": f"tensorboard --logdir {os.environ['TENSORBOARD_LOGGING_DIR']}",
         "trackio": f"TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {config.grpo['project']}",
@@ -51,25 +51,15 @@ def logging_choice(config: Config, folder: Path) -> dict[str, str]:
     return {name: here[name] if name in here else _wandb(folder) for name in config.logging.report_to}
 
 
-_SET: dict[str, str] = {}  # by us, for the run before this one where a process has several
-
-
-def _set_default(name: str, value: str) -> None:
-    """A variable the user has not set."""
-    if os.environ.get(name) in (None, _SET.get(name)):
-        os.environ[name] = _SET[name] = value
-
-
 def _wandb(folder: Path) -> str:
-    _set_default("WANDB_DIR", str(folder))
-    _set_default("WANDB_PROJECT", "llm-grpo")
-    _set_default("WANDB_SILENT", "true")
-    if os.environ.get("WANDB_MODE") not in (None, "", _SET.get("WANDB_MODE")):
+    os.environ.setdefault("WANDB_DIR", str(folder))
+    os.environ.setdefault("WANDB_PROJECT", "llm-grpo")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if os.environ.get("WANDB_MODE"):
         return f"{os.environ['WANDB_MODE']}: WANDB_MODE says so"
     if os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _netrc():
-        os.environ.pop("WANDB_MODE", None)
         return "online: a key was found"
-    os.environ["WANDB_MODE"] = _SET["WANDB_MODE"] = "offline"
+    os.environ["WANDB_MODE"] = "offline"
     return "offline: no WANDB_API_KEY in the environment or .env; upload later with `wandb sync`"
 
 

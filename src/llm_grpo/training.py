@@ -21,7 +21,7 @@ from llm_grpo import drift, runs
 from llm_grpo.config import Config
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation import item
-from llm_grpo.policy import Policy
+from llm_grpo.policy import Policy, count_positions_from_mask
 from llm_grpo.problems import table_of
 from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task
 from llm_grpo.rollouts import stop_tokens
@@ -70,9 +70,9 @@ class RecordingTrainer(GRPOTrainer):
         sampled = inputs.get("sampling_per_token_logps")
         by_trl = self.use_vllm and self.vllm_importance_sampling_correction
         if sampled is not None and not by_trl:
-            now = inputs.get("old_per_token_logps", self._newest_logps)
-            if now is not None and now.shape == sampled.shape:
-                self._metrics["train"][drift.METRIC].append(gap(now, sampled, inputs["completion_mask"]))
+            now, mask = inputs.get("old_per_token_logps", self._newest_logps), inputs["completion_mask"]
+            if now is not None and now.shape == sampled.shape and mask.any():
+                self._metrics["train"][drift.METRIC].append(gap(now, sampled, mask))
         return loss
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,6 +129,8 @@ def build_trainer(
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    if trainer.ref_model is not None:  # made by TRL where all weights are trained and beta is above 0
+        count_positions_from_mask(trainer.accelerator.unwrap_model(trainer.ref_model))
     if policy.engine.name == "vllm":
         from llm_grpo.rollouts.adapter_sync import generate_with_vllm
 

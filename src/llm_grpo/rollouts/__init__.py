@@ -31,6 +31,8 @@ class Sampling:
                 f"sampling: max_tokens {self.max_tokens} and n {self.n} must be at least 1, "
                 f"temperature {self.temperature} at least 0, top_p {self.top_p} above 0 and at most 1."
             )
+        if self.seed is not None and not 0 <= self.seed < 2**62:
+            raise UserError(f"sampling: seed {self.seed} must be from 0 to 2**62 - 1.")
         if self.temperature == 0 and self.n > 1:
             raise UserError(
                 f"sampling: n is {self.n} at temperature 0, so all answers would be the same. Raise temperature."

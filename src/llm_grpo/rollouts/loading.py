@@ -26,8 +26,38 @@ def config_of(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Config
 def which_model(args: argparse.Namespace, config: Config | None) -> tuple[str, Path | None]:
     """(model, adapter on it) that --run, --adapter or --model name; no adapter where a whole model was learned."""
     learned = runs.find(args.run).chosen_weights() if args.run else Path(args.adapter) if args.adapter else None
-    whole = learned is not None and runs.is_whole_model(learned)
-    return (str(learned), None) if whole else (args.model or _base_of(learned, config), learned)
+    if learned is not None and runs.is_whole_model(learned):
+        return str(learned), None
+    base = args.model or _base_of(learned, config)
+    if learned is not None:
+        check_adapter(learned)
+    return base, learned
+
+
+def check_adapter(adapter: Path) -> None:
+    """Raises UserError where the weights are missing or cut off, or of another rank than adapter_config.json says.
+
+    (vLLM would serve the last, with another scale than it was trained with.)
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file() and (adapter / "adapter_model.bin").is_file():
+        return
+    try:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        said = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
+        with safe_open(file, "np") as weights:
+            names = [name for name in weights.keys() if name.endswith(".lora_A.weight")]  # noqa: SIM118
+            found = {weights.get_slice(name).get_shape()[0] for name in names}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        what = str(error) or type(error).__name__
+        raise UserError(f"{adapter}: not a whole adapter ({what}). Take another folder, or save it again.") from None
+    if not found <= said:
+        raise UserError(
+            f"{adapter}: its weights have rank {', '.join(map(str, sorted(found)))}, its adapter_config.json says "
+            f"{', '.join(map(str, sorted(said)))}. One of the two files is from another run."
+        )
 
 
 def open_engine(args: argparse.Namespace, config: Config | None) -> tuple[Engine, str]:
@@ -73,4 +103,10 @@ def _base_of(adapter: Path | None, config: Config | None) -> str:
         raise UserError(f"{adapter}: holds no adapter and no model (no adapter_config.json, no config.json).")
     if (adapter.parent / "config.yaml").is_file():
         return runs.find(adapter.parent).config().model.name
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}).") from None
+    if not base:
+        raise UserError(f"{file} names no base (base_model_name_or_path). Give it with --model NAME.")
+    return base

@@ -115,6 +115,7 @@ def load_engine(model_name: str, adapter: Path | None, template: str | None, **o
     batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError.
 
     adapter: what a run learned; where that is a whole model it is opened by itself, in place of its base."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if adapter is not None and is_whole_model(adapter):
@@ -127,16 +128,24 @@ def load_engine(model_name: str, adapter: Path | None, template: str | None, **o
         tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
         model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust, **_quantised(options, dtype))
     except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{model_name}: no model there, neither as a folder nor on the Hub ({said})") from error
+        raise UserError(f"{model_name}: no model there, neither as a folder nor on the Hub ({_said(error)})") from error
+    except SafetensorError as error:
+        raise UserError(f"{model_name}: its weights cannot be read ({_said(error)}).") from error
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{adapter} does not fit {model_name}: {_said(error)}") from error
     ensure_template(tokenizer, template)
     if not options.get("load_in_4bit"):
         model = model.to(_device())
     return TransformersEngine(model.eval(), tokenizer, options.get("batch_size", 64))
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _device() -> str:

@@ -93,12 +93,13 @@ def _rank(adapter: Mapping[str, Any]) -> int:
 
 def _open(model: str, rank: int | None, window: int | None, options: dict[str, Any]) -> Any:
     import torch
+    from safetensors import SafetensorError
 
     if rank is not None and not torch.cuda.is_available():
         options = {"worker_extension_cls": CPU_LORA, **options}
     try:
         return open_vllm(model, max_lora_rank=rank, max_model_len=window, **{"dtype": _dtype(), **options})
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"vLLM cannot be started with {model}: {said}\n"
