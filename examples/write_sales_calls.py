@@ -21,6 +21,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
+    if args.rows < 1 or args.output.exists() or not args.output.parent.is_dir():
+        parser.error(
+            f"--rows {args.rows} has to be at least 1, and --output {args.output} a new file in a folder that is there."
+        )
     # Read back, a call falls into the split it was made for: eight of ten are for training.
     streams = {split: generated(split, args.seed) for split in ("train", "validation", "test")}
     turns = ("train",) * 8 + ("validation", "test")

@@ -59,7 +59,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="the paired table of two evaluations")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N problems (default: evaluation.limit)")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="the first N problems (default: evaluation.limit; all with --completions)",
+    )
     parser.add_argument(
         "--samples", type=int, default=1, metavar="K", help="besides the greedy answer: avg@K, maj@K, pass@K"
     )
@@ -163,6 +168,8 @@ def show_comparison(first: str, second: str) -> int:
 
 
 def read_report(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise UserError(f"--compare: there is no file {path}.")
     rates = ("strict_accuracy", "lenient_accuracy", "format_rate")
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     check(args)
     prompts = [] if args.chat else read_prompts(args)
     sampling = Sampling(args.max_tokens or USUAL_MAX_TOKENS, args.temperature, args.top_p, args.n, args.seed)
-    answered = there_already(Path(args.output), prompts, args.resume) if args.output else 0
+    asks = how(args)
+    answered = there_already(Path(args.output), prompts, asks, args.resume) if args.output else 0
     config = config_of(args)
     system = args.system if args.system is not None or config is None else system_prompt(config)
     shots = worked_examples(config) if config else ()
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     with command.progress(console, "answering", len(prompts) - answered) as on_done:
         for index, group in answers(engine, asked, sampling, answered, on_done):
             tokens += sum(completion.tokens for completion in group)
-            append(Path(args.output), prompts[index], group) if args.output else show(prompts[index], group)
+            append(Path(args.output), prompts[index], asks, group) if args.output else show(prompts[index], group)
     seconds = time.perf_counter() - start
     if args.output:
         console.print(f"{len(prompts)} answered prompts in {args.output}", highlight=False)
@@ -131,10 +132,16 @@ def _prompt(line: str, where: str) -> str:
     return row["prompt"]
 
 
-def there_already(path: Path, prompts: Sequence[str], resume: bool) -> int:
+def how(args: argparse.Namespace) -> dict[str, object]:
+    """What the answers depend on, as it was asked for: it stands in every line, so that a file is of one kind."""
+    names = ("run", "adapter", "model", "system", "temperature", "top_p", "max_tokens", "n", "seed")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def there_already(path: Path, prompts: Sequence[str], asks: dict[str, object], resume: bool) -> int:
     """How many of the prompts, from the first on, the file has answers to; a line that a kill cut off is taken away.
 
-    Raises UserError where the file answers other prompts.
+    Raises UserError where the file answers other prompts, or was asked of another model or otherwise.
     """
     if not (resume and path.is_file()):
         return 0
@@ -143,6 +150,11 @@ def there_already(path: Path, prompts: Sequence[str], resume: bool) -> int:
     for number, (old, new) in enumerate(zip(there, prompts, strict=False), start=1):
         if old != new:
             raise UserError(f"--resume: {path}:{number} answers {old[:60]!r}, but prompt {number} is {new[:60]!r}.")
+    for number, line in enumerate(whole, start=1):
+        before = json.loads(line).get("asked", asks)
+        if other := [name for name in before.keys() | asks.keys() if before.get(name) != asks.get(name)]:
+            was, now = ({name: row.get(name) for name in sorted(other)} for row in (before, asks))
+            raise UserError(f"--resume: {path}:{number} was answered with {was}, not {now}. Take another --output.")
     if len(there) > len(prompts):
         raise UserError(f"--resume: {path} has {len(there)} answers, and there are only {len(prompts)} prompts.")
     with path.open("r+b") as file:  # what is whole is not written again: a kill now would cost it
@@ -179,10 +191,10 @@ def answers(
         yield from enumerate(groups, start=first)
 
 
-def append(path: Path, prompt: str, group: Sequence[Completion]) -> None:
+def append(path: Path, prompt: str, asks: dict[str, object], group: Sequence[Completion]) -> None:
     from llm_grpo.runs import append_jsonl
 
-    append_jsonl(path, [{"prompt": prompt, "completions": [asdict(completion) for completion in group]}])
+    append_jsonl(path, [{"prompt": prompt, "completions": [asdict(completion) for completion in group], "asked": asks}])
 
 
 def show(prompt: str, group: Sequence[Completion]) -> None:

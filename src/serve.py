@@ -68,7 +68,7 @@ def check(args: argparse.Namespace) -> None:
         from llm_grpo.serving.page import check_gradio
 
         check_gradio()
-        check_address(args.host, args.gradio_port)
+        check_address(args.host, args.gradio_port, "--gradio_port")
     if args.url:
         if not args.gradio or args.vllm:
             raise UserError("--url is for --gradio alone: a page for a server that runs; vLLM's options are its own.")

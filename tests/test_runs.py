@@ -62,7 +62,14 @@ def test_a_resume_keeps_what_has_to_stay_comparable_and_records_the_rest(config)
     def again(*overrides: str):
         return load_config(run.config_file, overrides, environment={})
 
-    for override in ("evaluation.limit=6", "lora.r=8", "run.seed=5", "rewards.0.weight=3.0", "model.name=a/b"):
+    for override in (
+        "evaluation.limit=6",
+        "lora.r=8",
+        "run.seed=5",
+        "rewards.0.weight=3.0",
+        "model.name=a/b",
+        "grpo.learning_rate=2e-3",
+    ):
         with pytest.raises(UserError, match=override.split("=")[0]):
             runs.create(again(override), resume=True)
     runs.create(again("grpo.max_steps=9"), resume=True)

@@ -131,8 +131,11 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
             run.folder.rename(run.replaced)
         else:
             shutil.rmtree(run.folder)
-    for folder in (run.completions, run.checkpoints, run.before.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (run.completions, run.checkpoints, run.before.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be made ({error.strerror}). Change run.output_dir or run.name.") from None
     text = write_yaml(
         config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
     )
@@ -162,6 +165,9 @@ def _check_resume(run: Run, config: Config) -> None:
         "run.seed",
         "evaluation.limit",
         "evaluation.validation_limit",
+        # The checkpoint holds optimiser and schedule, which transformers puts back as they were: a new value would
+        # stand in the config and the card, and have no effect.
+        *("grpo.learning_rate", "grpo.lr_scheduler", "grpo.warmup", "grpo.optim", "grpo.adam_", "grpo.weight_decay"),
     )
     old, new = (dict(leaves(c.as_dict())) for c in (run.config(), config))
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.startswith(fixed)]

@@ -50,6 +50,8 @@ def score_file(rewards: Mapping[str, RewardFunction], source: Path, target: Path
                 for row, scores in _scored(rewards, batch, source):
                     tally.add(row, scores)
                     out.write(_line({**row, "scores": {**row.get("scores", {}), **scores}}))
+        if not tally.lines:
+            raise UserError(f"{source} holds no completions.")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -59,7 +61,8 @@ def score_file(rewards: Mapping[str, RewardFunction], source: Path, target: Path
 def _rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, row) of every line that is not blank."""
     if not source.is_file():
-        near = did_you_mean(source.name, [path.name for path in source.parent.glob("*.jsonl")])
+        beside = [path.name for path in source.parent.glob("*.jsonl")]
+        near = did_you_mean(source.name, beside) if beside else ""
         raise UserError(f"there is no file {source}.{near}")
     with source.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

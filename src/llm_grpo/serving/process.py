@@ -44,17 +44,19 @@ def check_vllm() -> None:
         )
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int, option: str = "--port") -> None:
     """Raises UserError where nobody could listen there. A port that was free a moment ago may be taken all the same."""
     if not host.strip() or not 0 < port < 65536:
-        raise UserError(f"--host '{host}' --port {port}: give an address, and a port from 1 to 65535.")
+        raise UserError(f"--host '{host}' {option} {port}: give an address, and a port from 1 to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just stopped is no obstacle
             probe.bind(address)
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be used ({error.strerror}). Give another --port (or --host).") from None
+        raise UserError(
+            f"{host}:{port} cannot be used ({error.strerror}). Give another {option} (or --host)."
+        ) from None
 
 
 def is_loopback(host: str) -> bool:
