@@ -120,7 +120,7 @@ def test_infer_and_eval_open_the_run(run: runs.Run, tmp_path: Path, capfd: pytes
     for number, which in enumerate((["--run", run.folder], ["--adapter", run.best], ["--model", run.best])):
         output = tmp_path / f"{number}.jsonl"
         assert infer.main([*map(str, which), *words, "--system", "", "--output", str(output)]) == 0
-        answers.append(output.read_text())
+        answers.append(json.loads(output.read_text())["completions"])
     assert answers[0] == answers[1] == answers[2]
     assert str(run.best) in capfd.readouterr().out
     report = tmp_path / "report.json"
