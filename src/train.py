@@ -48,10 +48,13 @@ def dry_run(config: Config) -> int:
     """The effective config with the origin of each value, and the batch explained. Loads data, no model."""
     from llm_grpo.plan import check_window, explain
     from llm_grpo.problems import build_rewards
+    from llm_grpo.rollouts import choose_engine
     from llm_grpo.tables import plan_table, settings_table
     from llm_grpo.tasks import build_task
 
     check_window(config)
+    if config.lora is None:
+        choose_engine(config.rollouts.engine, lora=False)  # no machine generates from such a run with unsloth or vllm
     build_rewards(config.rewards)
     task = build_task(config.task.name, config.task.args)
     console.print(settings_table(config))

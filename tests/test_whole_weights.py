@@ -159,6 +159,8 @@ def test_what_cannot_go_together_is_refused() -> None:
         load_config(QA, ["lora=null", "model.load_in_4bit=true"], environment={})
     with pytest.raises(UserError, match="a LoRA"):
         choose_engine("unsloth", lora=False)
+    with pytest.raises(UserError, match="vllm needs a LoRA"):
+        train.dry_run(load_config(QA, ["lora=null", "rollouts.engine=vllm"], environment={}))
     assert choose_engine("auto", lora=False)[0] == "transformers"
 
 

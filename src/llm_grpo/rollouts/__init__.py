@@ -64,7 +64,8 @@ def token_ids(
             asked = prompts[number - 1][-1]["content"][:60]
             raise UserError(
                 f"Prompt {number} of {len(ids)} ({asked!r}) has {len(row)} tokens; with {sampling.max_tokens} for the "
-                f"answer that is over the window of {window}. Shorten the prompt, or lower max_tokens."
+                f"answer that is over the window of {window}. Shorten the prompt"
+                f"{', or lower max_tokens' if sampling.max_tokens > 1 else ''}."
             )
     return ids
 
