@@ -182,7 +182,8 @@ def conclude(
     command.say_diagnoses(console, diagnoses)
     console.print(f"{last} steps in {seconds:.0f} s of training; evaluated after: {evaluated}", highlight=False)
     merge_and_answer(config, run, chosen, problems[0])
-    console.print(Panel(where_and_next(run), title="Where everything is", title_align="left"))
+    console.print(Panel(where(run), title="Where everything is", title_align="left"))
+    console.print(try_next(run), soft_wrap=True, highlight=False, markup=False)  # whole lines, to be copied
 
 
 def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> None:
@@ -216,14 +217,19 @@ def policy_holds_the_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def where_and_next(run: Run) -> str:
-    python = command.python()
+def where(run: Run) -> str:
     return (
         f"{run.learns:<15}{run.chosen_weights()}\n"
         f"merged model   {run.merged}\n"
         f"numbers        {run.summary}, {run.metrics}, {run.folder / 'eval'}\n"
         f"every answer   {run.completions}\n"
-        f"curves         {run.curves}\n\n"
+        f"curves         {run.curves}"
+    )
+
+
+def try_next(run: Run) -> str:
+    python = command.python()
+    return (
         f"Try next:\n"
         f"  {python} src/infer.py --run {run.folder} --prompt '{QUESTION}'\n"
         f"  {python} src/eval.py --config {run.config_file} --run {run.folder} --split test --samples 4\n"
