@@ -27,14 +27,14 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from llm_grpo import runs  # noqa: E402
-from llm_grpo.config import load_config  # noqa: E402
+from llm_grpo.config.schema import load_config  # noqa: E402
 from llm_grpo.problems import build_rewards, prepare  # noqa: E402
 from llm_grpo.rollouts import Engine, Sampling, token_ids  # noqa: E402
 from llm_grpo.rollouts.transformers import TransformersEngine  # noqa: E402
 from llm_grpo.tasks import build_task  # noqa: E402
-from llm_grpo.training import build_trainer  # noqa: E402
+from llm_grpo.training.trainer import build_trainer  # noqa: E402
 from llm_grpo.verification import subject, verify_update  # noqa: E402
-from llm_grpo.watching import watch  # noqa: E402
+from llm_grpo.training.watching import watch  # noqa: E402
 
 GREEDY = Sampling(max_tokens=40)
 NEAR = 0.1  # nats: two tokens that close may change places in 16-bit arithmetic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from benchmarks.warm_start import Stage, System
-from llm_grpo.labels import parse_labels, write_action
+from llm_grpo.answers.labels import parse_labels, write_action
 from llm_grpo.records import Example
 
 

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from llm_grpo.answers import JUDGES  # noqa: E402
+from llm_grpo.answers.judging import JUDGES  # noqa: E402
 from llm_grpo.rewards import REWARDS  # noqa: E402
 from llm_grpo.rewards.attack import honest  # noqa: E402
 

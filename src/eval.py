@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_grpo import command
-from llm_grpo.config import Config, load_config
+from llm_grpo.config.schema import Config, load_config
 from llm_grpo.errors import UserError
 
 console = command.console()
@@ -32,10 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         command.check_output(Path(args.output))
     config = config_for(args)
     report = score_file(args, config) if args.completions else score_model(args, config)
-    from llm_grpo.confusion import draw_confusion
-    from llm_grpo.diagnoses import diagnose
+    from llm_grpo.diagnosis.diagnoses import diagnose
+    from llm_grpo.report.confusion import draw_confusion
+    from llm_grpo.report.tables import classes_table, evaluation_table
     from llm_grpo.runs import write_json
-    from llm_grpo.tables import classes_table, evaluation_table
 
     output = Path(args.output) if args.output else default_output(args)
     diagnoses = diagnose(report)
@@ -90,7 +90,7 @@ def config_for(args: argparse.Namespace) -> Config:
 
 def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Greedy answers of the model to the split, and sampled ones where --samples asks for them."""
-    from llm_grpo.evaluation import evaluate
+    from llm_grpo.evaluation.scoring import evaluate
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.rollouts import Sampling
     from llm_grpo.rollouts.loading import open_engine
@@ -112,7 +112,7 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Completions made elsewhere, matched by id; a problem without one counts as wrong. Raises UserError."""
-    from llm_grpo.evaluation import report_on, score
+    from llm_grpo.evaluation.scoring import report_on, score
     from llm_grpo.problems import build_rewards
     from llm_grpo.records import Completion, Problem
     from llm_grpo.tasks import build_task
@@ -156,8 +156,8 @@ def read_completions(path: Path) -> dict[str, str]:
 
 def show_comparison(first: str, second: str) -> int:
     """The paired table, and the items gained and lost with their texts."""
-    from llm_grpo.comparison import compare
-    from llm_grpo.tables import changed_items, comparison_table
+    from llm_grpo.evaluation.comparison import compare
+    from llm_grpo.report.tables import changed_items, comparison_table
 
     before, after = read_report(first), read_report(second)
     paired = compare(before, after)

@@ -98,7 +98,7 @@ def resolve(args: argparse.Namespace) -> Job:
             raise UserError(f"{args.overrides[0]}: only a --run has a config to change.")
         return Job(args.adapter, args.base, None, args.output, args.method or "merged_16bit", repository(args.push))
     from llm_grpo import runs
-    from llm_grpo.config import load_config
+    from llm_grpo.config.schema import load_config
 
     run = runs.find(args.run)
     config = load_config(run.config_file, args.overrides, environment={})

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_grpo.answers import extract_hash_answer, extract_xml_answer
+from llm_grpo.answers.judging import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Example, Reward, RewardFunction
 from llm_grpo.rewards import LEARNED, REWARDS, build_reward
@@ -27,7 +27,7 @@ from llm_grpo.rewards import LEARNED, REWARDS, build_reward
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llm_grpo.config import Config
+    from llm_grpo.config.schema import Config
     from llm_grpo.rewards.attack import Verdict
 
 __all__ = [
@@ -126,7 +126,7 @@ def score_rewards(args: argparse.Namespace) -> int:
 
 def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """NAME.ARG=VALUE, with the value read as YAML reads it."""
-    from llm_grpo.yaml_text import parse_value
+    from llm_grpo.config.yaml_text import parse_value
 
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for text in texts:
@@ -139,7 +139,7 @@ def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str,
 
 
 def attack_rewards(args: argparse.Namespace) -> int:
-    from llm_grpo.config import load_config
+    from llm_grpo.config.schema import load_config
     from llm_grpo.problems import build_rewards
     from llm_grpo.rewards.attack import attack
 
@@ -174,7 +174,7 @@ def _example_of(config: Config) -> dict[str, Example]:
 
 def _answer_format(config: Config) -> str:
     """How the config's task wants its answers: the name of its judge."""
-    from llm_grpo.answers import format_of
+    from llm_grpo.answers.judging import format_of
     from llm_grpo.rewards.attack import FORMATS
     from llm_grpo.tasks import build_task
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.panel import Panel
 
 from llm_grpo import command, runs
-from llm_grpo.config import Config, load_config
+from llm_grpo.config.schema import Config, load_config
 from llm_grpo.errors import UserError
 from llm_grpo.runs import Run
 
@@ -46,10 +46,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def dry_run(config: Config) -> int:
     """The effective config with the origin of each value, and the batch explained. Loads data, no model."""
-    from llm_grpo.plan import check_window, explain
+    from llm_grpo.planning.plan import check_window, explain
     from llm_grpo.problems import build_rewards
+    from llm_grpo.report.tables import plan_table, settings_table
     from llm_grpo.rollouts import choose_engine
-    from llm_grpo.tables import plan_table, settings_table
     from llm_grpo.tasks import build_task
 
     check_window(config)
@@ -70,8 +70,8 @@ def dry_run(config: Config) -> int:
 
 def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     """The whole job; what is finished is on disk before the next thing starts."""
-    from llm_grpo.plan import check_window
-    from llm_grpo.preflight import logging_choice, missing_for_training, standby_choice
+    from llm_grpo.planning.plan import check_window
+    from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.tasks import build_task
 
@@ -89,10 +89,10 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     choices = logging_choice(config, run.folder) | standby_choice(config)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
-        from llm_grpo.curves import draw
         from llm_grpo.policy import hardware, load_policy, save_weights
-        from llm_grpo.training import build_trainer, changed_in_silence, optimise
-        from llm_grpo.watching import watch
+        from llm_grpo.report.curves import draw
+        from llm_grpo.training.trainer import build_trainer, changed_in_silence, optimise
+        from llm_grpo.training.watching import watch
 
         policy = load_policy(config)
     choices |= policy.choices
@@ -133,7 +133,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
 def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable[..., dict[str, Any]]:
     """evaluate(problems, what): the same parser and rewards before, during and after; a bar where `what` is given."""
-    from llm_grpo.evaluation import evaluate
+    from llm_grpo.evaluation.scoring import evaluate
     from llm_grpo.rollouts import Sampling
 
     k = config.evaluation.samples
@@ -154,13 +154,13 @@ def conclude(
     config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float
 ) -> None:
     """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model."""
-    from llm_grpo.comparison import compare
-    from llm_grpo.confusion import draw_confusion
-    from llm_grpo.diagnoses import diagnose
-    from llm_grpo.evaluation import without_items
+    from llm_grpo.diagnosis.diagnoses import diagnose
+    from llm_grpo.evaluation.comparison import compare
+    from llm_grpo.evaluation.scoring import without_items
     from llm_grpo.policy import load_weights
-    from llm_grpo.tables import classes_table, comparison_table
-    from llm_grpo.watching import best_validation
+    from llm_grpo.report.confusion import draw_confusion
+    from llm_grpo.report.tables import classes_table, comparison_table
+    from llm_grpo.training.watching import best_validation
 
     chosen, last = run.chosen_weights(), runs.last_step(run)
     is_best = chosen == run.best

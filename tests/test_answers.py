@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_grpo.answers import (
+from llm_grpo.answers.judging import (
     JUDGES,
     extract_hash_answer,
     extract_xml_answer,

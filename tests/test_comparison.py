@@ -6,8 +6,15 @@ import math
 
 import pytest
 
-from llm_grpo.comparison import bootstrap_interval, compare, majority_is_right, mcnemar_p, pass_at_k, wilson_interval
 from llm_grpo.errors import UserError
+from llm_grpo.evaluation.comparison import (
+    bootstrap_interval,
+    compare,
+    majority_is_right,
+    mcnemar_p,
+    pass_at_k,
+    wilson_interval,
+)
 
 
 def test_wilson_by_hand() -> None:

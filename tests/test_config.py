@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from llm_grpo.config import GRPO_DEFAULTS, load_config, split_override
+from llm_grpo.config.grpo_fields import OWNED_ELSEWHERE, grpo_fields
+from llm_grpo.config.schema import GRPO_DEFAULTS, load_config, split_override
 from llm_grpo.errors import UserError, did_you_mean
-from llm_grpo.grpo_fields import OWNED_ELSEWHERE, grpo_fields
 from llm_grpo.problems import build_rewards
 from llm_grpo.tasks import build_task
 
@@ -178,7 +178,7 @@ def test_epochs_replace_the_default_number_of_steps(write) -> None:
 
 
 def test_the_effective_config_loads_again_unchanged(write, tmp_path: Path) -> None:
-    from llm_grpo.yaml_text import write_yaml
+    from llm_grpo.config.yaml_text import write_yaml
 
     config = load_config(write(MINIMAL), ["grpo.learning_rate=1e-5", "prompt.system=a: b"], environment={})
     again = tmp_path / "again.yaml"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llm_grpo.diagnoses import diagnose
-from llm_grpo.drift import METRIC
+from llm_grpo.diagnosis.diagnoses import diagnose
+from llm_grpo.diagnosis.drift import METRIC
 
 
 def report(

@@ -11,8 +11,8 @@ from conftest import ROOT, run_script
 from rich.console import Console
 
 from llm_grpo import runs
-from llm_grpo.config import Config, load_config
-from llm_grpo.drift import METRIC
+from llm_grpo.config.schema import Config, load_config
+from llm_grpo.diagnosis.drift import METRIC
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
 from llm_grpo.problems import build_rewards, prepare
@@ -21,8 +21,8 @@ from llm_grpo.rollouts import Sampling
 from llm_grpo.rollouts.loading import _wanted
 from llm_grpo.rollouts.transformers import load_engine
 from llm_grpo.tasks import build_task
-from llm_grpo.training import build_trainer, optimise
-from llm_grpo.watching import watch
+from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.watching import watch
 
 POSITIONS = 640
 QUESTION = "Tom has 5 pens and buys 7 more. How many pens is that?"

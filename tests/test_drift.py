@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm_grpo.drift import Drift
+from llm_grpo.diagnosis.drift import Drift
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from conftest import ROOT
 
-from llm_grpo.config import RewardSpec, load_config
+from llm_grpo.config.schema import RewardSpec, load_config
 from llm_grpo.errors import UserError
-from llm_grpo.evaluation import evaluate, report_on, score, without_items
+from llm_grpo.evaluation.scoring import evaluate, report_on, score, without_items
 from llm_grpo.problems import build_rewards
 from llm_grpo.records import Completion, Example, Problem
 from llm_grpo.rollouts import Sampling

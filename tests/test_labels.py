@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpo.confusion import draw_confusion
-from llm_grpo.labels import LABEL_SETS, LABELS, judge_labels, label_metrics, parse_action, read_labels, write_action
+from llm_grpo.answers.labels import (
+    LABEL_SETS,
+    LABELS,
+    judge_labels,
+    label_metrics,
+    parse_action,
+    read_labels,
+    write_action,
+)
 from llm_grpo.records import Completion, Example, Scored
+from llm_grpo.report.confusion import draw_confusion
 
 ALL = LABELS
 BAD = None

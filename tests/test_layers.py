@@ -12,15 +12,15 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "llm_grpo"
 LAYERS = {
-    **dict.fromkeys(["errors", "records", "yaml_text", "grpo_fields", "config", "answers", "numerals", "latex"], 0),
-    **dict.fromkeys(["labels", "drift", "diagnoses"], 0),
-    "confusion": 3,
-    **dict.fromkeys(["prompts", "comparison", "shapes"], 0),
-    **dict.fromkeys(["rewards", "tasks", "runs", "plan", "problems"], 1),
+    **dict.fromkeys(["errors", "records", "config", "answers", "prompts", "diagnosis"], 0),
+    **dict.fromkeys(["rewards", "tasks", "runs", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),
-    **dict.fromkeys(["evaluation", "training", "export", "watching", "tables", "curves", "preflight", "command"], 3),
-    **dict.fromkeys(["verification", "serving"], 3),
+    **dict.fromkeys(
+        ["planning", "training", "evaluation", "report", "export", "serving", "verification", "command"], 3
+    ),
 }
+# What answers in under a second: layers 0 and 1, and the plan of a run, which is asked before anything is loaded.
+LIGHT = {name for name, layer in LAYERS.items() if layer < 2} | {"planning"}
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "unsloth", "vllm", "math_verify", "matplotlib")
 
 
@@ -29,7 +29,12 @@ def modules() -> list[Path]:
 
 
 def noun(path: Path) -> str:
+    """The room a file stands in, or the flat noun it is."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def dotted(path: Path) -> str:
+    return ".".join(("llm_grpo", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def imports(path: Path) -> set[str]:
@@ -80,9 +85,10 @@ def loaded_after(code: str) -> list[str]:
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", sorted(name for name, layer in LAYERS.items() if layer < 2))
+@pytest.mark.parametrize("name", sorted(LIGHT))
 def test_the_lower_layers_are_light(name: str) -> None:
-    assert loaded_after(f"import llm_grpo.{name}") == []
+    files = [dotted(path) for path in modules() if noun(path) == name]
+    assert loaded_after(f"import {', '.join(files)}") == []
 
 
 WRONG_KEY = ["--config", "../configs/demo.yaml", "grpo.lerning_rate=1"]
@@ -98,6 +104,11 @@ def test_help_and_a_wrong_key_load_nothing_heavy(words: list[str]) -> None:
         f"except SystemExit as end: assert end.code == {0 if '--help' in words else 2}, end.code\nprint()"
     )
     assert loaded_after(code) == []
+
+
+def test_a_room_says_what_it_is_for() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
 def test_no_file_without_a_noun() -> None:

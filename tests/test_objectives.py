@@ -10,7 +10,7 @@ from conftest import ROOT
 from test_training import trained
 
 from llm_grpo import runs
-from llm_grpo.evaluation import report_on
+from llm_grpo.evaluation.scoring import report_on
 from llm_grpo.records import Completion, Example, Judgement, Reward, Scored, weighted_sum
 
 FILE = """

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 import pytest
 from conftest import ROOT
 
-from llm_grpo.config import load_config
+from llm_grpo.config.schema import load_config
 from llm_grpo.errors import UserError
-from llm_grpo.plan import check_window, checkpoint_bytes, explain, explain_batch, training_bytes
-from llm_grpo.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
+from llm_grpo.planning.plan import check_window, checkpoint_bytes, explain, explain_batch, training_bytes
+from llm_grpo.planning.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
 
 REFERENCE = ROOT / "configs" / "grpo.yaml"
 CASES = [

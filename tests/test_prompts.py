@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpo.answers import JUDGES
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import PLAIN_TEMPLATE, SYSTEM_PROMPTS, ensure_template, render, split_by_length, with_system
 from llm_grpo.records import Example, Message

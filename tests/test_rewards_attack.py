@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_grpo.answers import JUDGES
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.records import Example, Reward
 from llm_grpo.rewards import REWARDS, RewardError, build_reward, guard, lift
 from llm_grpo.rewards.attack import Verdict, attack, attack_cases, backwards

@@ -22,10 +22,10 @@ import pytest
 from browser import free_port, wait_for
 from conftest import ROOT, TINY
 
-from llm_grpo.config import load_config
+from llm_grpo.config.schema import load_config
+from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.problems import system_prompt
 from llm_grpo.serving.page import shown
-from llm_grpo.yaml_text import write_yaml
 
 needs = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make test does)")
 has_gradio = importlib.util.find_spec("gradio") is not None

@@ -17,12 +17,12 @@ import pytest
 from conftest import ROOT, TINY, run_script
 from safetensors.numpy import save_file
 
-from llm_grpo.config import load_config
+from llm_grpo.config.schema import load_config
+from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import PLAIN_TEMPLATE
 from llm_grpo.serving import process
 from llm_grpo.serving.model import served
-from llm_grpo.yaml_text import write_yaml
 
 # --- what vLLM is told ------------------------------------------------------------------------------------------
 

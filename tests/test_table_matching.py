@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpo.answers import FORMATS, JUDGES
+from llm_grpo.answers.judging import FORMATS, JUDGES
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length
 from llm_grpo.records import Example

@@ -13,15 +13,15 @@ from conftest import ROOT
 from rich.console import Console
 
 from llm_grpo import runs
-from llm_grpo.config import load_config
+from llm_grpo.config.schema import load_config
 from llm_grpo.errors import UserError
-from llm_grpo.evaluation import evaluate, without_items
+from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.policy import load_policy, load_weights, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
-from llm_grpo.training import build_trainer, changed_in_silence, grpo_arguments, optimise
-from llm_grpo.watching import watch
+from llm_grpo.training.trainer import build_trainer, changed_in_silence, grpo_arguments, optimise
+from llm_grpo.training.watching import watch
 
 STEPS = [
     "grpo.max_steps=2",

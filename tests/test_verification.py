@@ -15,14 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2C
 from trl import GRPOTrainer
 
 from llm_grpo import runs
-from llm_grpo.config import load_config
+from llm_grpo.config.schema import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.tasks import build_task
-from llm_grpo.training import build_trainer, grpo_arguments
+from llm_grpo.training.trainer import build_trainer, grpo_arguments
+from llm_grpo.training.watching import watch
 from llm_grpo.verification import Reference, exact_model, formulas, subject, verify_update
-from llm_grpo.watching import watch
 
 TOKENS = 592  # of the shipped tokenizer; all but the first 20 are never sampled, so that some completions end
 BASE = [

@@ -19,7 +19,7 @@ import infer
 import merge
 import train
 from llm_grpo import runs
-from llm_grpo.config import load_config
+from llm_grpo.config.schema import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.export.card import Subject, card
 from llm_grpo.policy import load_policy, load_weights, save_weights
@@ -27,8 +27,8 @@ from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rollouts import choose_engine
 from llm_grpo.tasks import build_task
 from llm_grpo.tasks.word_problems import word_problems
-from llm_grpo.training import build_trainer, optimise
-from llm_grpo.watching import watch
+from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.watching import watch
 
 QA = ROOT / "configs" / "qa_llama1b.yaml"
 

@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
 
 import unsloth  # noqa: E402, I001
-from llm_grpo.config import Config
+from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit

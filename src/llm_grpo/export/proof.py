@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.comparison import compare
-from llm_grpo.config import Config, ThresholdsSection
-from llm_grpo.evaluation import evaluate, without_items
+from llm_grpo.config.schema import Config, ThresholdsSection
+from llm_grpo.evaluation.comparison import compare
+from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.export.four_bit import gap_to_four_bit
 from llm_grpo.export.gaps import Answered, Reading, free, gaps, read
 from llm_grpo.export.source import shown

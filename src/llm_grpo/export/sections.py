@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from llm_grpo.config import Config
-from llm_grpo.evaluation import SHARES
+from llm_grpo.config.schema import Config
+from llm_grpo.evaluation.scoring import SHARES
 from llm_grpo.export.source import shown
 from llm_grpo.prompts import with_system
 from llm_grpo.records import Message
-from llm_grpo.tables import NAMES, p_value, share
+from llm_grpo.report.tables import NAMES, p_value, share
 
 SHOTS = (
     "In training, and for every number of this card, worked examples stood before the question (`prompt.examples`). "

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llm_grpo.answers import JUDGES, write_answer
-from llm_grpo.labels import LABEL_SETS, LABELS, judge_labels, write_action
+from llm_grpo.answers.judging import JUDGES, write_answer
+from llm_grpo.answers.labels import LABEL_SETS, LABELS, judge_labels, write_action
 from llm_grpo.records import Example, Reward, columns_of, weighted_sum
 
 FORMATS = {**JUDGES, "labels": judge_labels}  # what can be attacked; a task's judge tells which of them it asks for

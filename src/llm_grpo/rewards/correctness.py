@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_grpo.answers import JUDGES, MATCHES, extract_xml_answer, only_answer, parse_number
+from llm_grpo.answers.judging import JUDGES, MATCHES, extract_xml_answer, only_answer, parse_number
 from llm_grpo.errors import UserError, did_you_mean
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from llm_grpo.answers import FORMATS, TAGS, well_formed
+from llm_grpo.answers.judging import FORMATS, TAGS, well_formed
 from llm_grpo.errors import UserError, did_you_mean
 
 _TURN = re.compile(r"</reasoning>\s*<answer>")

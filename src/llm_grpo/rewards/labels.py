@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_grpo.labels import LABELS, parse_action, parse_labels
+from llm_grpo.answers.labels import LABELS, parse_action, parse_labels
 
 INVALID, VALID, EXACT = -2.0, 0.5, 2.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from llm_grpo.answers import TAGS, only_answer, parse_number, same_answer
+from llm_grpo.answers.judging import TAGS, only_answer, parse_number, same_answer
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.rewards.calculations import calculations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config import Config
+from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.problems import system_prompt, worked_examples
 from llm_grpo.prompts import ensure_template, with_system

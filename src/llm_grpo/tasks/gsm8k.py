@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_grpo.answers import judge_xml
+from llm_grpo.answers.judging import judge_xml
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task

@@ -13,8 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llm_grpo.errors import UserError, did_you_mean
-from llm_grpo.labels import (
+from llm_grpo.answers.labels import (
     CLOSE,
     LABEL_SETS,
     LABELS,
@@ -25,6 +24,7 @@ from llm_grpo.labels import (
     parse_labels,
     write_labels,
 )  # fmt: skip
+from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.records import Example, Message, Split, Task
 from llm_grpo.tasks.rows import BadRowError, collect, question_hash, read_csv, text_of
 from llm_grpo.tasks.sales_calls import make_call

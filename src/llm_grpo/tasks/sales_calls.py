@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from llm_grpo.labels import LABELS, LabelSet
+from llm_grpo.answers.labels import LABELS, LabelSet
 
 PEOPLE = "Anna Berg,Omar Said,Lena Fox,Ivan Petrov,Mia Chen,Tom Hall,Rosa Diaz,Finn Moe,Eva Klein,Sam Reed".split(",")
 BOSSES = "Mr Lang,Ms Ortiz,Dr Weiss,Ms Kato,Mr Boyd,Dr Adler".split(",")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_grpo.answers import JUDGES, MATCHES, extract_hash_answer, extract_xml_answer, parse_number
+from llm_grpo.answers.judging import JUDGES, MATCHES, extract_hash_answer, extract_xml_answer, parse_number
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task

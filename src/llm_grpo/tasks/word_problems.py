@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from llm_grpo.answers import judge_xml
+from llm_grpo.answers.judging import judge_xml
 from llm_grpo.errors import UserError
 from llm_grpo.records import Example, Split, Task
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_grpo.drift import METRIC, Drift
+from llm_grpo.diagnosis.drift import METRIC, Drift
 
 COLLAPSED = 0.9  # this share of the answers is one and the same
 NO_SIGNAL = 0.9  # in this share of the groups all completions earn the same

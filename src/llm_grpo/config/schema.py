@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from llm_grpo.config.grpo_fields import faults_under_grpo
+from llm_grpo.config.yaml_text import parse_value, read_yaml
 from llm_grpo.errors import UserError, did_you_mean
-from llm_grpo.grpo_fields import faults_under_grpo
-from llm_grpo.yaml_text import parse_value, read_yaml
 
 # Environment variables that override the file (the names system S5 is known by).
 ENVIRONMENT = {"MODEL_NAME": "model.name", "OUTPUT_DIR": "run.output_dir", "RUN_NAME": "run.name"}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from llm_grpo.latex import same_latex
-from llm_grpo.numerals import last_number, parse_number, read_number
+from llm_grpo.answers.latex import same_latex
+from llm_grpo.answers.numerals import last_number, parse_number, read_number
 from llm_grpo.records import Judgement
 
 __all__ = [

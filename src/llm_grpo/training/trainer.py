@@ -17,10 +17,11 @@ from datasets import Dataset  # isort: skip
 from transformers.trainer_callback import PrinterCallback  # isort: skip
 from trl import GRPOConfig, GRPOTrainer  # isort: skip
 
-from llm_grpo import drift, runs
-from llm_grpo.config import Config
+from llm_grpo import runs
+from llm_grpo.config.schema import Config
+from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
-from llm_grpo.evaluation import item
+from llm_grpo.evaluation.scoring import item
 from llm_grpo.policy import Policy, count_positions_from_mask
 from llm_grpo.problems import table_of
 from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task
@@ -28,7 +29,7 @@ from llm_grpo.rollouts import stop_tokens
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
-from llm_grpo.watching import Watch
+from llm_grpo.training.watching import Watch
 
 
 class RecordingTrainer(GRPOTrainer):

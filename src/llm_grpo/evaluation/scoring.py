@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from llm_grpo.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
+from llm_grpo.evaluation.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
 from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of, weighted_sum
 from llm_grpo.rollouts import Engine, Sampling
 

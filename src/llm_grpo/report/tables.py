@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from llm_grpo.config import Config
-from llm_grpo.evaluation import SHARES
+from llm_grpo.config.schema import Config
+from llm_grpo.evaluation.scoring import SHARES
 
 SHOWN = 1500  # characters of one text; the end is what the answer stands in
 NAMES = {"strict_accuracy": "strict accuracy", "lenient_accuracy": "lenient accuracy", "format_rate": "format rate"}

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_grpo.answers.numerals import parse_number
 from llm_grpo.errors import UserError
-from llm_grpo.numerals import parse_number
 
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from llm_grpo.config import Config
+from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.rewards import LEARNED
 from llm_grpo.rollouts import choose_engine

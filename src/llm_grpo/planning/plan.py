@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llm_grpo.config import Config, LoraSection
+from llm_grpo.config.schema import Config, LoraSection
 from llm_grpo.errors import UserError
-from llm_grpo.shapes import (
+from llm_grpo.planning.shapes import (
     Shape,
     lora_parameters,
     model_parameters,

@@ -18,11 +18,11 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from llm_grpo import runs
-from llm_grpo.config import Config
-from llm_grpo.drift import METRIC, Drift
+from llm_grpo.config.schema import Config
+from llm_grpo.config.yaml_text import write_yaml
+from llm_grpo.diagnosis.drift import METRIC, Drift
+from llm_grpo.report.tables import sample_text
 from llm_grpo.runs import Run
-from llm_grpo.tables import sample_text
-from llm_grpo.yaml_text import write_yaml
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a text says: taking an answer out of it, and when two answers are equal."""

@@ -1,0 +1,1 @@
+"""What a config will do, and what this machine lacks for it, before it is done."""

@@ -1,0 +1,1 @@
+"""What a person sees: tables, curves, a confusion matrix."""

@@ -1,0 +1,1 @@
+"""TRL's trainer put together, watched and recorded."""
