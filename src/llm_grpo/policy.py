@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -18,8 +19,15 @@ import torch
 if not torch.cuda.is_available():
     # Inductor spends 5 to 20 s a step compiling layers on a CPU; a small model never earns that back.
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+    # Unsloth loads vLLM's extension to see whether it is broken. That of the CPU build is for AVX-512 with bfloat16 and
+    # ends the process on any other CPU ("Illegal instruction"); vLLM itself takes the one of its three that fits.
+    sys.modules.setdefault("vllm._C", None)
 
 import unsloth  # noqa: E402, I001
+
+if sys.modules.get("vllm._C", unsloth) is None:
+    del sys.modules["vllm._C"]
+
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
