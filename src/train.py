@@ -91,7 +91,8 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     with command.library_output_in(run.log):
         from llm_grpo.policy import hardware, load_policy, save_weights
         from llm_grpo.report.curves import draw
-        from llm_grpo.training.trainer import build_trainer, changed_in_silence, optimise
+        from llm_grpo.training.arguments import changed_in_silence
+        from llm_grpo.training.trainer import build_trainer, optimise
         from llm_grpo.training.watching import watch
 
         policy = load_policy(config)

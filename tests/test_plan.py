@@ -10,7 +10,9 @@ from conftest import ROOT
 
 from llm_grpo.config.schema import load_config
 from llm_grpo.errors import UserError
-from llm_grpo.planning.plan import check_window, checkpoint_bytes, explain, explain_batch, training_bytes
+from llm_grpo.planning.batch import explain_batch
+from llm_grpo.planning.memory import checkpoint_bytes, training_bytes
+from llm_grpo.planning.plan import check_window, explain
 from llm_grpo.planning.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
 
 REFERENCE = ROOT / "configs" / "grpo.yaml"

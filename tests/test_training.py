@@ -20,7 +20,8 @@ from llm_grpo.policy import load_policy, load_weights, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
-from llm_grpo.training.trainer import build_trainer, changed_in_silence, grpo_arguments, optimise
+from llm_grpo.training.arguments import changed_in_silence, grpo_arguments
+from llm_grpo.training.trainer import build_trainer, optimise
 from llm_grpo.training.watching import watch
 
 STEPS = [

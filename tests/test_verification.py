@@ -20,7 +20,8 @@ from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.tasks import build_task
-from llm_grpo.training.trainer import build_trainer, grpo_arguments
+from llm_grpo.training.arguments import grpo_arguments
+from llm_grpo.training.trainer import build_trainer
 from llm_grpo.training.watching import watch
 from llm_grpo.verification import Reference, exact_model, formulas, subject, verify_update
 

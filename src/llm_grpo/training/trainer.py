@@ -15,20 +15,20 @@ from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be 
 import torch  # isort: skip
 from datasets import Dataset  # isort: skip
 from transformers.trainer_callback import PrinterCallback  # isort: skip
-from trl import GRPOConfig, GRPOTrainer  # isort: skip
+from trl import GRPOTrainer  # isort: skip
 
 from llm_grpo import runs
 from llm_grpo.config.schema import Config
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
-from llm_grpo.evaluation.scoring import item
 from llm_grpo.policy import Policy, count_positions_from_mask
 from llm_grpo.problems import table_of
-from llm_grpo.records import Completion, Example, Problem, Reward, Scored, Task
-from llm_grpo.rollouts import stop_tokens
+from llm_grpo.records import Problem, Reward, Task
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
+from llm_grpo.training.arguments import grpo_arguments
+from llm_grpo.training.recording import Recorder
 from llm_grpo.training.watching import Watch
 
 
@@ -142,38 +142,6 @@ def build_trainer(
     return trainer
 
 
-def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) -> GRPOConfig:
-    """The `grpo:` section as TRL's GRPOConfig, with what our other sections own and what the device decides."""
-    cuda = torch.cuda.is_available()
-    bf16 = cuda and torch.cuda.is_bf16_supported()
-    device = {"bf16": bf16, "fp16": cuda and not bf16, "use_cpu": not cuda, "dataloader_pin_memory": cuda}
-    try:
-        return GRPOConfig(
-            **{**device, **config.grpo},
-            output_dir=str(run.checkpoints),
-            run_name=config.run.name,
-            seed=config.run.seed,
-            reward_weights=weights,
-            use_vllm=engine == "unsloth",
-            **({"vllm_mode": "colocate"} if engine == "unsloth" else {}),
-            report_to=config.logging.report_to or "none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-    except ValueError as error:
-        raise UserError(f"grpo: TRL refuses these values: {error}") from None
-
-
-def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:
-    """What Unsloth or transformers made of a value under `grpo:` without a word, to be said and kept with the run."""
-    held = {f"grpo.{name}": (value, getattr(arguments, name, None)) for name, value in config.grpo.items()}
-    changed = {name: pair for name, pair in held.items() if pair[0] != pair[1] and name != "grpo.scale_rewards"}
-    return {
-        name: f"{wanted} was asked for, the trainer holds {getattr(now, 'value', now)}"
-        for name, (wanted, now) in changed.items()
-    }
-
-
 def dataset_of(problems: Sequence[Problem]) -> Dataset:
     """One row per problem: `prompt` as messages, `answer`, `id` and the columns of `meta`."""
     return Dataset.from_dict(table_of(problems))
@@ -205,60 +173,9 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path
     return earlier + time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked
 
 
-class Recorder:
-    """Called with each generation batch: judges it, writes it to completions/, returns metrics for TRL's log."""
-
-    def __init__(self, config: Config, policy: Policy, task: Task, rewards: Sequence[Reward], run: Run) -> None:
-        self.config, self.policy, self.task, self.rewards, self.run = config, policy, task, rewards, run
-
-    def __call__(self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]) -> dict[str, float]:
-        """inputs: the dataset rows, one per completion; output: TRL's tensors; logs: its newest texts and rewards."""
-        rows = self._rows(step, inputs, output, logs)
-        runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl", rows)
-        return {
-            "accuracy": _share(rows, "strict"),
-            "accuracy_lenient": _share(rows, "lenient"),
-            "format_rate": _share(rows, "formatted"),
-            "truncated_share": _share(rows, "truncated"),
-            "completion_tokens": float(sum(row["tokens"] for row in rows)),
-        }
-
-    def _rows(
-        self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        ids, mask = output["completion_ids"].tolist(), output["completion_mask"]
-        stops = stop_tokens(self.policy.model.generation_config.eos_token_id, self.policy.tokenizer)
-        longest = self.config.grpo["max_completion_length"]
-        rows = []
-        for index, example in enumerate(_examples(inputs)):
-            place = index - len(inputs)  # TRL's logs are deques that end with this batch
-            text = logs["completion"][place]
-            text = text if isinstance(text, str) else text[-1]["content"]
-            tokens = int(mask[index].sum())
-            ended = not stops.isdisjoint(ids[index][:tokens])
-            completion = Completion(text, tokens, truncated=tokens >= longest and not ended)
-            rewards = {name: _number(values[place]) for name, values in logs["rewards"].items()}
-            scored = Scored(example, completion, self.task.judge(text, example.answer), rewards)
-            rows.append({"step": step, **item(scored), "advantage": float(logs["advantages"][place])})
-        return rows
-
-
 def peak_memory_gb() -> float:
     """The most memory used so far, in GB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on a Mac, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def _examples(inputs: list[dict[str, Any]]) -> list[Example]:
-    shown = [{"question": row["question"]} if row.get("question") else {} for row in inputs]
-    return [Example(r["id"], tuple(r["prompt"]), r["answer"], meta) for r, meta in zip(inputs, shown, strict=True)]
-
-
-def _share(rows: list[dict[str, Any]], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)  # NaN is TRL's "cannot be judged"
