@@ -38,7 +38,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 TINY = ROOT / "examples" / "tiny_qwen2"
 sys.path.insert(0, str(ROOT / "src"))
 
-from llm_grpo.config.schema import Config, load_config  # noqa: E402
+from llm_grpo.config.loading import load_config  # noqa: E402
+from llm_grpo.config.schema import Config  # noqa: E402
 from llm_grpo.problems import system_prompt  # noqa: E402
 from llm_grpo.prompts import with_system  # noqa: E402
 from llm_grpo.runs import Run, environment, read_jsonl  # noqa: E402
@@ -321,7 +322,7 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
-    from llm_grpo.policy import hardware
+    from llm_grpo.device import hardware
 
     now = datetime.now(timezone.utc)
     data = {"what": "benchmarks/gpu_check.py", "shape": args.shape, "steps": args.steps,

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from llm_grpo import runs  # noqa: E402
-from llm_grpo.config.schema import load_config  # noqa: E402
+from llm_grpo.config.loading import load_config  # noqa: E402
 from llm_grpo.problems import build_rewards, prepare  # noqa: E402
 from llm_grpo.rollouts import Engine, Sampling, token_ids  # noqa: E402
 from llm_grpo.rollouts.transformers import TransformersEngine  # noqa: E402

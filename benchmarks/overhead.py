@@ -26,7 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from llm_grpo.config.schema import Config, load_config  # noqa: E402
+from llm_grpo.config.loading import load_config  # noqa: E402
+from llm_grpo.config.schema import Config  # noqa: E402
 from llm_grpo.problems import system_prompt  # noqa: E402
 from llm_grpo.prompts import with_system  # noqa: E402
 from llm_grpo.runs import read_jsonl  # noqa: E402

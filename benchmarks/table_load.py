@@ -63,7 +63,7 @@ def ours(kind: str, file: Path) -> dict[str, Any]:
     from datasets import Dataset  # noqa: F401  (imports are not measured)
     from transformers import AutoTokenizer
 
-    from llm_grpo.config.schema import load_config
+    from llm_grpo.config.loading import load_config
     from llm_grpo.problems import prepare, table_of
     from llm_grpo.tasks import build_task
 

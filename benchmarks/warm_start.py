@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from examples.make_tiny_model import CHAT_TEMPLATE, END, PAD, SPLIT_PATTERN, START, Piece, batches, train
-from llm_grpo.config.schema import Config, load_config
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import Config
 from llm_grpo.problems import prepare
 from llm_grpo.prompts import ensure_template, render
 from llm_grpo.records import Example, Problem

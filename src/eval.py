@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_grpo import command
-from llm_grpo.config.schema import Config, load_config
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 
 console = command.console()
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     config = config_for(args)
     report = score_file(args, config) if args.completions else score_model(args, config)
     from llm_grpo.diagnosis.diagnoses import diagnose
+    from llm_grpo.report import notices
     from llm_grpo.report.confusion import draw_confusion
     from llm_grpo.report.tables import classes_table, evaluation_table
     from llm_grpo.runs import write_json
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(evaluation_table(report, f"{report['what']}: {report['n']} problems of the {args.split} split"))
     if classes := classes_table(report, "by class"):
         console.print(classes)
-    command.say_diagnoses(console, diagnoses)
+    notices.say_diagnoses(console, diagnoses)
     console.print(f"Every item: {output}", highlight=False)
     if draw_confusion({report["what"]: report}, picture := output.with_suffix(".png")):
         console.print(f"Confusion: {picture}", highlight=False)
@@ -90,9 +92,9 @@ def config_for(args: argparse.Namespace) -> Config:
 
 def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Greedy answers of the model to the split, and sampled ones where --samples asks for them."""
-    from llm_grpo.evaluation.scoring import evaluate
+    from llm_grpo.evaluation.scoring import evaluate, sampling_of
     from llm_grpo.problems import build_rewards, prepare
-    from llm_grpo.rollouts import Sampling
+    from llm_grpo.report import notices
     from llm_grpo.rollouts.loading import open_engine
     from llm_grpo.tasks import build_task
 
@@ -101,12 +103,10 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     with command.library_output_in(Path("outputs/libraries.log")):
         engine, what = open_engine(args, config)
     data = prepare(task, args.split, config, engine.tokenizer, args.limit or config.evaluation.limit)
-    command.say_left_out(console, [data])
-    tokens = config.evaluation.max_tokens or config.grpo["max_completion_length"]
-    drawn = Sampling(tokens, config.grpo["temperature"], config.grpo["top_p"], args.samples, config.run.seed)
-    samples = drawn if args.samples > 1 else None
+    notices.say_left_out(console, [data])
+    samples = sampling_of(config, args.samples)
     with command.progress(console, "evaluating", len(data.problems) * (2 if samples else 1)) as on_done:
-        report = evaluate(engine, task, data.problems, rewards, tokens, samples, on_done)
+        report = evaluate(engine, task, data.problems, rewards, config.answer_tokens(), samples, on_done)
     return {"what": what, "split": args.split, **report}
 
 

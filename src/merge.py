@@ -98,12 +98,11 @@ def resolve(args: argparse.Namespace) -> Job:
             raise UserError(f"{args.overrides[0]}: only a --run has a config to change.")
         return Job(args.adapter, args.base, None, args.output, args.method or "merged_16bit", repository(args.push))
     from llm_grpo import runs
-    from llm_grpo.config.schema import load_config
+    from llm_grpo.config.loading import load_config
 
     run = runs.find(args.run)
     config = load_config(run.config_file, args.overrides, environment={})
-    base = args.base or config.model.merge_base or config.model.name
-    revision = config.model.revision if base == config.model.name else None
+    base, revision = config.model.merge_source(args.base)
     output, method = args.output or run.merged, args.method or config.merge.method
     repo = repository(args.push, config.merge.push_to)
     return Job(args.adapter or run.chosen_weights(), base, revision, output, method, repo, run, config)

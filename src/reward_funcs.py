@@ -139,7 +139,7 @@ def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str,
 
 
 def attack_rewards(args: argparse.Namespace) -> int:
-    from llm_grpo.config.schema import load_config
+    from llm_grpo.config.loading import load_config
     from llm_grpo.problems import build_rewards
     from llm_grpo.rewards.attack import attack
 

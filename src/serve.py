@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from llm_grpo.serving.model import Served
 
 console = command.console()
-QUESTION = "Mia has 6 boxes with 7 pens in each and gives 12 to Tom. How many pens are left?"
 OURS = ("--host", "--port", "--model", "--served-model-name", "--lora-modules", "--middleware")
 
 
@@ -81,13 +80,12 @@ def check(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> int:
     """Start the server, say how to use it, and stay until it ends or somebody stops it."""
-    import torch
-
+    from llm_grpo.device import has_gpu
     from llm_grpo.serving.model import served, vllm_words
     from llm_grpo.serving.process import ended, environment, running, url_of, wait_until_ready
 
     log = Path(args.log) if args.log else Path(args.run or "outputs") / f"serve-{args.port}.log"
-    on_gpu, url = torch.cuda.is_available(), url_of(args.host, args.port)
+    on_gpu, url = has_gpu(), url_of(args.host, args.port)
     model = served(args, on_gpu)
     say_what_starts(model, args, log)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,11 +125,12 @@ def show_page(args: argparse.Namespace, url: str, opening: Sequence[Message]) ->
 
 
 def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
+    from llm_grpo.report import notices
     from llm_grpo.serving.process import is_loopback
 
     what = f"{model.base}{f' with {model.adapter}' if model.adapter else ''}"
     console.print(f"Starting vLLM with {what}; half a minute on a CPU, longer for a large model.", highlight=False)
-    command.say_choices(console, {**model.choices, "log": str(log)})
+    notices.say_choices(console, {**model.choices, "log": str(log)})
     if not is_loopback(args.host) and not os.environ.get("VLLM_API_KEY"):
         console.print(
             f"Warning: {args.host} is open to other machines, and there is no key: whoever reaches port {args.port} "
@@ -142,6 +141,8 @@ def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
 
 def say_how_to_ask(names: Sequence[str], opening: Sequence[Message], url: str, seconds: float) -> None:
     """The names that are served, and a request as the model was trained to find it."""
+    from llm_grpo.report.notices import QUESTION
+
     body = {"model": names[0], "messages": [*opening, {"role": "user", "content": QUESTION}], "temperature": 0}
     key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if os.environ.get("VLLM_API_KEY") else ""
     quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")

@@ -16,7 +16,7 @@ from rich.console import Console
 from trl import GRPOTrainer
 
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.diagnosis.drift import METRIC
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy, save_weights

@@ -14,7 +14,7 @@ import pytest
 from browser import Browser, find_chromium, free_port, wait_for
 from conftest import ROOT, TINY
 
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.problems import system_prompt
 from llm_grpo.serving.page import Source, apart, build_page, conversation, from_transformers, open_page, shown

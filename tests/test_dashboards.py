@@ -20,7 +20,7 @@ from conftest import ROOT, run_script
 from llama import make_llama
 
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 
 WATCHED = (
     "reward", "loss", "grad_norm", "learning_rate", "accuracy", "format_rate", "truncated_share", "tokens_per_second",

@@ -11,7 +11,8 @@ from conftest import ROOT, run_script
 from rich.console import Console
 
 from llm_grpo import runs
-from llm_grpo.config.schema import Config, load_config
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import Config
 from llm_grpo.diagnosis.drift import METRIC
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy

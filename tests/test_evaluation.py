@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import ROOT
 
-from llm_grpo.config.schema import RewardSpec, load_config
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import RewardSpec
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation.scoring import evaluate, report_on, score, without_items
 from llm_grpo.problems import build_rewards

@@ -587,7 +587,7 @@ def script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def run(pair: tuple[Path, Path], tmp_path: Path) -> Path:
     """A run's folder as far as merging needs one."""
-    from llm_grpo.config.schema import load_config
+    from llm_grpo.config.loading import load_config
     from llm_grpo.config.yaml_text import write_yaml
 
     base, adapter = pair

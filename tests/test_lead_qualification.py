@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, TINY, run_script
 
 from llm_grpo.answers.labels import LABEL_SETS, LABELS, parse_labels, write_action, write_labels
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation.scoring import report_on, score
 from llm_grpo.problems import build_rewards, prepare

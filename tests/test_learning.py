@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.learning import SYSTEMS
 from benchmarks.learning_word_problems import write
 from benchmarks.warm_start import Stage, System, make_base
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 
 FEW = ("task.args={train_size: 60, validation_size: 5, test_size: 5}",)
 

@@ -13,7 +13,7 @@ from conftest import ROOT, run_script
 from rich.console import Console
 
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.problems import build_rewards, worked_examples
 from llm_grpo.report.tables import SHOWN, sample_text
 from llm_grpo.training.watching import SampleEvery

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 from conftest import ROOT
 
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import explain_batch
 from llm_grpo.planning.memory import checkpoint_bytes, training_bytes
@@ -147,7 +147,7 @@ def test_a_window_over_the_positions_is_refused_at_the_door(name: str, window: i
     config = load_config(REFERENCE, [f"model.name={name}", f"model.max_seq_length={window}",
                                      "grpo.max_completion_length=64"], environment={})  # fmt: skip
     with pytest.raises(UserError, match=rf"{window} tokens, but .* has positions for") if refused else nullcontext():
-        check_window(config)
+        check_window(config.model)
 
 
 def test_a_person_reads_shares_and_disk() -> None:

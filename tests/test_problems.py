@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from llm_grpo.command import load_env_file
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.problems import prepare, worked_examples
 from llm_grpo.tasks import build_task

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from llm_grpo import runs
-from llm_grpo.config.schema import Config, ThresholdsSection, load_config
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import Config, ThresholdsSection
 from llm_grpo.errors import UserError
 from llm_grpo.export import gaps, merge
 from llm_grpo.export.gaps import Answered

@@ -206,7 +206,7 @@ def test_it_trains_and_evaluates_and_is_missed_in_time(tmp_path: Path) -> None:
     assert after["rewards"]["reward_model"] == pytest.approx(
         sum(item["rewards"]["reward_model"] for item in after["items"]) / after["n"]
     )
-    from llm_grpo.config.schema import load_config
+    from llm_grpo.config.loading import load_config
     from llm_grpo.problems import build_task, system_prompt
 
     config = load_config(run / "config.yaml", environment={})

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 
 

@@ -22,7 +22,7 @@ import pytest
 from browser import free_port, wait_for
 from conftest import ROOT, TINY
 
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.problems import system_prompt
 from llm_grpo.serving.page import shown

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, TINY, run_script
 from safetensors.numpy import save_file
 
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import PLAIN_TEMPLATE

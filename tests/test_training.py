@@ -13,7 +13,7 @@ from conftest import ROOT
 from rich.console import Console
 
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.policy import load_policy, load_weights, save_weights

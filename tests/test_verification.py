@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2C
 from trl import GRPOTrainer
 
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
 from llm_grpo.problems import build_rewards, prepare

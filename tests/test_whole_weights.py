@@ -19,7 +19,7 @@ import infer
 import merge
 import train
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.export.card import Subject, card
 from llm_grpo.policy import load_policy, load_weights, save_weights

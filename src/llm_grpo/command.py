@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from llm_grpo.errors import UserError
-from llm_grpo.problems import Prepared
 
 
 def run(main: Callable[[], int]) -> None:
@@ -148,31 +147,3 @@ def python() -> str:
         return "python"
     here = Path(sys.executable)
     return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
-
-
-def say_choices(console: Console, choices: Mapping[str, str]) -> None:
-    for name, reason in choices.items():
-        console.print(f"  {name}: {reason}", style="dim", highlight=False, markup=False)
-
-
-def say_diagnoses(console: Console, diagnoses: Iterable[str]) -> None:
-    for said in diagnoses:
-        console.print(said, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:
-    """Name the rows that could not be used and the prompts that do not fit, a few each, with counts.
-
-    Splits cut from one file report the same bad rows; each is said once.
-    """
-    told: set[str] = set()
-    for prepared in data:
-        said = [str(row) for row in prepared.bad_rows]
-        said += [f"{name}: its prompt has {tokens} tokens and does not fit" for name, tokens in prepared.too_long]
-        news = [line for line in said if line not in told]
-        told.update(news)
-        if news:
-            console.print(f"{prepared.split}: {len(news)} left out, {len(prepared.problems)} used", style="yellow")
-            more = [f"... and {len(news) - shown} more"] if len(news) > shown else []
-            for line in [*news[:shown], *more]:
-                console.print(f"  {line}", highlight=False, markup=False)

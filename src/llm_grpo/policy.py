@@ -29,6 +29,7 @@ if sys.modules.get("vllm._C", unsloth) is None:
     del sys.modules["vllm._C"]
 
 from llm_grpo.config.schema import Config
+from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
@@ -52,13 +53,13 @@ def load_policy(config: Config) -> Policy:
     Raises UserError where the config asks for what cannot be had here.
     """
     engine, reason = choose_engine(config.rollouts.engine, lora=config.lora is not None)
-    dtype, dtype_reason = _dtype()
+    dtype, dtype_reason = compute_dtype()
     four_bit, four_bit_reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=config.model.name,
         revision=config.model.revision,
         max_seq_length=config.model.max_seq_length,
-        dtype=dtype,
+        dtype=getattr(torch, dtype),
         load_in_4bit=four_bit,
         trust_remote_code=config.model.trust_remote_code,
         use_gradient_checkpointing=_checkpointing(config),
@@ -70,7 +71,7 @@ def load_policy(config: Config) -> Policy:
     model = _with_lora(model, config) if config.lora else model
     choices = {
         "rollouts.engine": f"{engine}: {reason}",
-        "dtype": f"{str(dtype).removeprefix('torch.')}: {dtype_reason}",
+        "dtype": f"{dtype}: {dtype_reason}",
         "model.load_in_4bit": f"{str(four_bit).lower()}: {four_bit_reason}",
         "prompt.template": ensure_template(tokenizer, config.prompt.template),
     }
@@ -132,7 +133,7 @@ def _whole_options(config: Config) -> dict[str, Any]:
     """What trains all weights. In float32 on every device: in bfloat16 a step of 1e-6 rounds away."""
     if config.lora:
         return {}
-    return {"full_finetuning": True} | ({"float32_mixed_precision": True} if torch.cuda.is_available() else {})
+    return {"full_finetuning": True} | ({"float32_mixed_precision": True} if has_gpu() else {})
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
@@ -163,34 +164,14 @@ def load_weights(policy: Policy, folder: Path) -> None:
         assert not loaded.unexpected_keys, loaded.unexpected_keys
 
 
-def hardware() -> dict[str, Any]:
-    """What the run's environment.json says of the machine."""
-    if not torch.cuda.is_available():
-        return {"gpu": None, "torch_threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": properties.name,
-        "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
-        "cuda": torch.version.cuda,
-    }
-
-
 def _remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _dtype() -> tuple[torch.dtype, str]:
-    if not torch.cuda.is_available():
-        return torch.float32, "a CPU, where 16-bit training loses precision and gains little"
-    if torch.cuda.is_bf16_supported():
-        return torch.bfloat16, "the GPU supports it"
-    return torch.float16, "the GPU has no bfloat16"
-
-
 def _checkpointing(config: Config) -> str | bool:
-    return "unsloth" if config.grpo["gradient_checkpointing"] and torch.cuda.is_available() else False
+    return "unsloth" if config.grpo["gradient_checkpointing"] and has_gpu() else False
 
 
 def _inference_options(config: Config, engine: str) -> dict[str, Any]:

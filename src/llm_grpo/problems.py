@@ -39,9 +39,7 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     examples = [e for e in loaded.examples if not taken or _words(e) not in taken][:limit]
     system = system_prompt(config, task)
     conversations = [(e, with_known_roles(with_system(e.prompt, system, shots), tokenizer)) for e in examples]
-    answer = config.grpo["max_completion_length"]
-    if split != "train":
-        answer = config.evaluation.max_tokens or answer
+    answer = config.answer_tokens(split)
     kept, too_long = split_by_length(conversations, tokenizer, config.model.max_seq_length - answer)
     if too_long and config.prompt.too_long == "error":
         raise UserError(_too_long(split, too_long, len(examples), answer, config.model.max_seq_length))

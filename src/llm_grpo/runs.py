@@ -20,7 +20,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config.schema import Config, leaves, load_config
+from llm_grpo.config.dotted import leaves
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import Config
 from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.errors import UserError
 
@@ -100,6 +102,15 @@ class Run:
         raise UserError(
             f"{self.folder}: holds no {self.learns} yet. Train it: python src/train.py --config {self.config_file}"
         )
+
+    def best_validation(self) -> dict[str, Any]:
+        """The validation report of the best weights, with its `step`; {} where there is none."""
+        file = self.best / "validation.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def chosen_step(self) -> int:
+        """The step at which the chosen weights stood."""
+        return self.best_validation()["step"] if self.chosen_weights() == self.best else last_step(self)
 
 
 def is_whole_model(folder: Path) -> bool:
@@ -228,8 +239,7 @@ def forget_after(run: Run, step: int) -> None:
         if path.is_file():
             kept = [row for row in read_jsonl(path) if row["step"] <= step]
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    best = run.best / "validation.json"
-    if best.is_file() and json.loads(best.read_text(encoding="utf-8"))["step"] > step:
+    if run.best_validation().get("step", 0) > step:
         shutil.rmtree(run.best)
     for path in run.completions.glob("step_*.jsonl"):
         if int(path.stem.rpartition("_")[2]) > step:

@@ -1,25 +1,13 @@
-"""One YAML for all verbs: the schema, where each value came from, and messages a person can act on.
-
-    config = load_config("configs/demo.yaml", overrides=["grpo.max_steps=10"])
-
-Precedence: default < file < environment < command line. No torch, no trl: a typo answers in under a second.
-"""
+"""One YAML for all verbs: its sections, their keys, their defaults."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from llm_grpo.config.grpo_fields import faults_under_grpo
-from llm_grpo.config.yaml_text import parse_value, read_yaml
-from llm_grpo.errors import UserError, did_you_mean
-
-# Environment variables that override the file (the names system S5 is known by).
-ENVIRONMENT = {"MODEL_NAME": "model.name", "OUTPUT_DIR": "run.output_dir", "RUN_NAME": "run.name"}
+from llm_grpo.config.dotted import leaves
 
 # What every run states, because TRL, transformers and Unsloth disagree on it and Unsloth would change it silently
 # (unsloth 2026.10.9, models/rl.py). A value under `grpo:` in the file replaces it.
@@ -82,6 +70,12 @@ class ModelSection(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6
     merge_base: str | None = None
     trust_remote_code: bool = False
+
+    def merge_source(self, base: str | None = None) -> tuple[str, str | None]:
+        """(model, revision) of what an adapter is merged into: `base` if given, else merge_base, else what is trained.
+        A revision is of one repository only."""
+        source = base or self.merge_base or self.name
+        return source, self.revision if source == self.name else None
 
 
 class LoraSection(Section):
@@ -171,130 +165,12 @@ class Config(Section):
         """The effective config, every default written out, as it is saved in the run's folder."""
         return self.model_dump(mode="json")
 
+    def answer_tokens(self, split: str = "test") -> int:
+        """Tokens an answer may have: in training TRL's, in an evaluation `evaluation.max_tokens` where it is set."""
+        in_training = self.grpo["max_completion_length"]
+        return in_training if split == "train" else self.evaluation.max_tokens or in_training
+
     def settings(self) -> Iterator[tuple[str, Any, str]]:
         """(dotted path, value, origin) of every setting, in the schema's order."""
         for path, value in leaves(self.as_dict()):
             yield path, value, self.origins.get(path, "default")
-
-
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
-) -> Config:
-    """Read a YAML file, put environment and `section.key=value` overrides over it, and check all of it.
-
-    `environment` is os.environ unless given. Raises UserError with every fault at once, each by its dotted path.
-    """
-    environment = os.environ if environment is None else environment
-    data = read_yaml(Path(path))
-    origins = {dotted: "file" for dotted, _ in leaves(data)}
-    given = [
-        (ENVIRONMENT[name], environment[name], f"environment {name}") for name in ENVIRONMENT if environment.get(name)
-    ]
-    given += [(*split_override(text), "command line") for text in overrides]
-    for dotted, value, origin in given:
-        put(data, dotted, value)
-        for stale in [key for key in origins if key == dotted or key.startswith(f"{dotted}.")]:
-            del origins[stale]
-        below = [f"{dotted}.{inner}" for inner, _ in leaves(value) if inner] if isinstance(value, dict) else []
-        origins |= dict.fromkeys(below or [dotted], origin)
-    return check(data, origins, source=str(path))
-
-
-def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
-    """Validate a plain dict as a Config, or raise one UserError that lists every fault."""
-    faults = []
-    if "origins" in data:
-        faults.append(f"origins: unknown key.{did_you_mean('origins', _fields(Config))}")
-    grpo = data.get("grpo") or {}
-    if isinstance(grpo, dict):
-        faults += faults_under_grpo(grpo, GRPO_DEFAULTS)
-        data = {**data, "grpo": {**GRPO_DEFAULTS, **({"max_steps": -1} if "num_train_epochs" in grpo else {}), **grpo}}
-    try:
-        config = Config.model_validate({**data, "origins": origins})
-        faults += _faults_between(config) if not faults else []
-    except ValidationError as error:
-        faults = [_say(fault) for fault in error.errors()] + faults
-    if faults:
-        raise UserError(f"{source}: {len(faults)} fault{'s' if len(faults) > 1 else ''}\n  " + "\n  ".join(faults))
-    return config
-
-
-def _faults_between(config: Config) -> list[str]:
-    """What two sections say that cannot go together."""
-    window, completion = config.model.max_seq_length, config.grpo["max_completion_length"]
-    full = f"grpo.max_completion_length: {completion} leaves no room for a prompt in model.max_seq_length ({window})."
-    faults = [full] if window <= completion else []
-    if window <= (config.evaluation.max_tokens or 0):
-        faults.append(f"evaluation.max_tokens: {config.evaluation.max_tokens} is not below model.max_seq_length.")
-    if config.lora is None and config.model.load_in_4bit is True:
-        faults.append("lora: null trains all weights; 4-bit ones cannot be trained. Set model.load_in_4bit=false.")
-    return faults
-
-
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything in a nested dict; lists are walked by index, empty ones are leaves."""
-    entries = list(node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ())
-    if not entries:
-        yield path, node
-    for key, value in entries:
-        yield from leaves(value, f"{path}.{key}" if path else str(key))
-
-
-def split_override(text: str) -> tuple[str, Any]:
-    """`grpo.learning_rate=1e-5` -> ("grpo.learning_rate", 1e-05). Raises UserError where there is no key or `=`."""
-    dotted, sign, value = text.partition("=")
-    if not sign or not all(dotted.strip().split(".")):
-        raise UserError(f"'{text}' is not an override. Write section.key=value, for example grpo.max_steps=10.")
-    return dotted.strip(), parse_value(value, where=dotted.strip())
-
-
-def put(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a value deep in nested dicts and lists, making the dicts on the way."""
-    *way, last = dotted.split(".")
-    node: Any = data
-    for depth, key in enumerate([*way, last]):
-        is_last = depth == len(way)
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise UserError(
-                    f"{dotted}: '{key}' is not an index of a list with {len(node)} entries (0 is the first)."
-                )
-            key = int(key)
-        elif not isinstance(node, dict):
-            raise UserError(f"{dotted}: '{'.'.join(way[:depth])}' is a single value, nothing can be set below it.")
-        if is_last:
-            node[key] = value
-        else:
-            if not isinstance(node, list) and node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-
-
-def _fields(section: type[BaseModel]) -> list[str]:
-    return [name for name in section.model_fields if name != "origins"]
-
-
-def _section_at(path: Sequence[Any]) -> type[BaseModel]:
-    """The schema class that a fault's path ends in, to name the nearest of its keys."""
-    section: type[BaseModel] = Config
-    for name in path[:-1]:
-        if str(name) in section.model_fields:  # else the index of a list
-            inner = section.model_fields[str(name)].annotation
-            classes = [inner, *get_args(inner)]  # Section, Section | None, list[Section]
-            section = next(c for c in classes if isinstance(c, type) and issubclass(c, Section))
-    return section
-
-
-def _say(fault: Mapping[str, Any]) -> str:
-    """One pydantic fault in the user's words."""
-    path = [part for part in fault["loc"] if not str(part).endswith("Section")]
-    dotted, given = ".".join(map(str, path)), fault.get("input")
-    if fault["type"] == "extra_forbidden":
-        return f"{dotted}: unknown key.{did_you_mean(str(path[-1]), _fields(_section_at(path)))}"
-    if fault["type"] == "missing":
-        return f"{dotted}: missing; every config has to say it."
-    if fault["type"] == "literal_error":
-        return f"{dotted}: {given!r} is not allowed. Allowed: {fault['ctx']['expected']}."
-    if isinstance(given, (dict, list)) and len(str(given)) > 60:
-        given = f"a {type(given).__name__}"
-    return f"{dotted}: {given!r} given. {fault['msg']}."

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from llm_grpo.config.schema import Config
 from llm_grpo.evaluation.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
 from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of, weighted_sum
 from llm_grpo.rollouts import Engine, Sampling
@@ -36,6 +37,12 @@ def evaluate(
         report["sampled"] = _sampled(task, problems, groups, samples)
     report["seconds"] = round(time.perf_counter() - start, 2)
     return report
+
+
+def sampling_of(config: Config, samples: int) -> Sampling | None:
+    """How `samples` answers to a problem are drawn in an evaluation: as in training. None for the greedy one alone."""
+    drawn = (config.answer_tokens(), config.grpo["temperature"], config.grpo["top_p"], samples, config.run.seed)
+    return Sampling(*drawn) if samples > 1 else None
 
 
 def score(

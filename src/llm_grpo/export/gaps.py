@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from llm_grpo.device import has_gpu
+
 TOP = 128  # tokens kept of a distribution; the rest counts as one more token
 LOGITS_AT_A_TIME = 2**25  # 128 MB in float32
 
@@ -112,5 +114,5 @@ def _kl(p: torch.Tensor, q: torch.Tensor, vocabulary: int) -> torch.Tensor:
 def free() -> None:
     """Give back what the last model took, before the next one is loaded."""
     gc.collect()
-    if torch.cuda.is_available():
+    if has_gpu():
         torch.cuda.empty_cache()

@@ -101,7 +101,7 @@ def _ask_adapter(config: Config, adapter: Path, base: str, limit: int, revision:
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
     engine = load_engine(base, adapter, config.prompt.template, revision=revision, **_options(config))
     problems = prepare(task, "test", config, engine.tokenizer, limit).problems
-    report = evaluate(engine, task, problems, rewards, _max_tokens(config))
+    report = evaluate(engine, task, problems, rewards, config.answer_tokens())
     pairs = _answered(engine, problems, report["items"])
     readings = read(engine.model, pairs)
     computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
@@ -127,7 +127,7 @@ def _ask_merged(config: Config, merged: Path, first: _First) -> tuple[dict[str, 
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
     engine = load_engine(str(merged), None, config.prompt.template, **_options(config))
     same_prompts = [pair.prompt for pair in first.pairs] == [_prompt_ids(engine, p) for p in first.problems]
-    report = evaluate(engine, task, first.problems, rewards, _max_tokens(config))
+    report = evaluate(engine, task, first.problems, rewards, config.answer_tokens())
     gap: dict[str, Any] = gaps(first.readings, engine.model, first.pairs)
     del engine
     free()
@@ -136,10 +136,6 @@ def _ask_merged(config: Config, merged: Path, first: _First) -> tuple[dict[str, 
 
 def _options(config: Config) -> dict[str, Any]:
     return {"trust_remote_code": config.model.trust_remote_code, "batch_size": config.evaluation.batch_size}
-
-
-def _max_tokens(config: Config) -> int:
-    return config.evaluation.max_tokens or config.grpo["max_completion_length"]
 
 
 def judged(proof: Mapping[str, Any], thresholds: ThresholdsSection, merged: Path) -> dict[str, Any]:

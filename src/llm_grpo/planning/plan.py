@@ -5,7 +5,7 @@ All of it is arithmetic on the config, the number of training examples and the m
 
 from __future__ import annotations
 
-from llm_grpo.config.schema import Config, LoraSection
+from llm_grpo.config.schema import Config, LoraSection, ModelSection
 from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import explain_batch
 from llm_grpo.planning.memory import (
@@ -18,14 +18,14 @@ from llm_grpo.planning.memory import (
 from llm_grpo.planning.shapes import model_parameters, model_shape, positions, read_shape
 
 
-def check_window(config: Config) -> None:
+def check_window(model: ModelSection) -> None:
     """Raise UserError where model.max_seq_length is over the positions of the model, as far as its config.json is at
     hand. A learned table ends there (GPT-2: 1024), and beyond what it was trained on no model can be trusted."""
-    shape, window = read_shape(config.model.name), config.model.max_seq_length
+    shape, window = read_shape(model.name), model.max_seq_length
     limit = positions(shape) if shape else None
     if limit is not None and window > limit:
         raise UserError(
-            f"model.max_seq_length: {window} tokens, but {config.model.name} has positions for {limit}. "
+            f"model.max_seq_length: {window} tokens, but {model.name} has positions for {limit}. "
             f"Set model.max_seq_length={limit} or less; grpo.max_completion_length has to leave room for the prompt."
         )
 

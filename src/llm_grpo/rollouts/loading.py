@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_grpo import runs
-from llm_grpo.config.schema import Config, load_config
+from llm_grpo.config.loading import load_config
+from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.rollouts import STANDALONE, Engine, choose_engine, choose_four_bit
 

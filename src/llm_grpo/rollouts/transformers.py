@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
@@ -121,12 +122,11 @@ def load_engine(model_name: str, adapter: Path | None, template: str | None, **o
     if adapter is not None and is_whole_model(adapter):
         model_name, adapter, options = str(adapter), None, {**options, "revision": None}
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
-    dtype = torch.float32
-    if torch.cuda.is_available():
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    dtype, device = getattr(torch, compute_dtype()[0]), "cuda" if has_gpu() else "cpu"
+    loading = trust | _quantised(options, dtype, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
-        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **trust, **_quantised(options, dtype))
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **loading)
     except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
         raise UserError(f"{model_name}: no model there, neither as a folder nor on the Hub ({_said(error)})") from error
     except SafetensorError as error:
@@ -140,7 +140,7 @@ def load_engine(model_name: str, adapter: Path | None, template: str | None, **o
             raise UserError(f"{adapter} does not fit {model_name}: {_said(error)}") from error
     ensure_template(tokenizer, template)
     if not options.get("load_in_4bit"):
-        model = model.to(_device())
+        model = model.to(device)
     return TransformersEngine(model.eval(), tokenizer, options.get("batch_size", 64))
 
 
@@ -148,18 +148,14 @@ def _said(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _quantised(options: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _quantised(options: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What from_pretrained needs for the 4-bit base Unsloth trains on: NF4 with double quantisation, as in QLoRA."""
     if not options.get("load_in_4bit"):
         return {}
     from transformers import BitsAndBytesConfig
 
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": _device()}}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
 
 
 def _cuda_devices(model: Any) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
@@ -92,13 +93,12 @@ def _rank(adapter: Mapping[str, Any]) -> int:
 
 
 def _open(model: str, rank: int | None, window: int | None, options: dict[str, Any]) -> Any:
-    import torch
     from safetensors import SafetensorError
 
-    if rank is not None and not torch.cuda.is_available():
+    if rank is not None and not has_gpu():
         options = {"worker_extension_cls": CPU_LORA, **options}
     try:
-        return open_vllm(model, max_lora_rank=rank, max_model_len=window, **{"dtype": _dtype(), **options})
+        return open_vllm(model, max_lora_rank=rank, max_model_len=window, **{"dtype": compute_dtype()[0], **options})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -106,12 +106,3 @@ def _open(model: str, rank: int | None, window: int | None, options: dict[str, A
             "Where memory is short: model.gpu_memory_utilization, or a smaller model.max_seq_length; "
             "without vLLM: rollouts.engine=transformers."
         ) from error
-
-
-def _dtype() -> str:
-    """That of policy.py, so that vLLM draws with the precision the trainer computes with."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"

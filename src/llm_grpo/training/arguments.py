@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
 
-import torch  # isort: skip
 from trl import GRPOConfig  # isort: skip
 
 from llm_grpo.config.schema import Config
+from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.runs import Run
 
 
 def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) -> GRPOConfig:
     """The `grpo:` section as TRL's GRPOConfig, with what our other sections own and what the device decides."""
-    cuda = torch.cuda.is_available()
-    bf16 = cuda and torch.cuda.is_bf16_supported()
-    device = {"bf16": bf16, "fp16": cuda and not bf16, "use_cpu": not cuda, "dataloader_pin_memory": cuda}
+    cuda, (dtype, _) = has_gpu(), compute_dtype()
+    device = {
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+    }
     try:
         return GRPOConfig(
             **{**device, **config.grpo},

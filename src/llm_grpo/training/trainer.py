@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from trl import GRPOTrainer  # isort: skip
 
 from llm_grpo import runs
 from llm_grpo.config.schema import Config
+from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import Policy, count_positions_from_mask
@@ -124,7 +123,7 @@ def build_trainer(
         callbacks=watch.callbacks(),
         record=Recorder(config, policy, task, rewards, run),
     )
-    if not torch.cuda.is_available():
+    if not has_gpu():
         # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the
         # rest as they were; on a GPU Unsloth takes that cast out (docs/correctness.md).
         for parameter in policy.model.parameters():
@@ -171,11 +170,3 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path
     finally:
         watch.bar.bar.stop()
     return earlier + time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked
-
-
-def peak_memory_gb() -> float:
-    """The most memory used so far, in GB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on a Mac, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

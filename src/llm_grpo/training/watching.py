@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -142,7 +141,7 @@ class Validation(TrainerCallback):
         start = time.perf_counter()
         report = self.evaluate()
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
-        if step and report["strict_accuracy"] >= best_validation(self.run).get("strict_accuracy", -1):
+        if step and report["strict_accuracy"] >= self.run.best_validation().get("strict_accuracy", -1):
             self.save(self.run.best)
             runs.write_json(self.run.best / "validation.json", {"step": step, **report})
         if step and self.metrics is not None:
@@ -205,12 +204,6 @@ def watch(
         DriftWarning(console),
         Hyperparameters(config),
     )
-
-
-def best_validation(run: Run) -> dict[str, Any]:
-    """The validation report of the best weights, with its `step`; {} where there is none."""
-    file = run.best / "validation.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,52 @@
+"""What a run came to: summary.json, and the same numbers for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from llm_grpo import runs
+from llm_grpo.config.schema import Config
+from llm_grpo.diagnosis.diagnoses import diagnose
+from llm_grpo.evaluation.comparison import compare
+from llm_grpo.evaluation.scoring import without_items
+from llm_grpo.report.confusion import draw_confusion
+from llm_grpo.report.notices import say_diagnoses
+from llm_grpo.report.tables import classes_table, comparison_table
+from llm_grpo.runs import Run
+
+
+def summarise(
+    config: Config, run: Run, before: Mapping[str, Any], after: Mapping[str, Any], train_seconds: float
+) -> dict[str, Any]:
+    """What summary.json holds; before and after are evaluations of the same problems, with their items."""
+    which = "best on validation" if run.chosen_weights() == run.best else "the last"
+    return {
+        "name": config.run.name,
+        "model": config.model.name,
+        "task": config.task.name,
+        "seed": config.run.seed,
+        "steps": runs.last_step(run),
+        "train_seconds": round(train_seconds, 1),
+        "evaluated": f"{run.chosen_weights().name}, step {run.chosen_step()} ({which})",
+        "diagnoses": diagnose(after, list(runs.read_jsonl(run.metrics))),
+        "before": without_items(before),
+        "after": without_items(after),
+        "paired": compare(before, after),
+    }
+
+
+def say_result(
+    console: Console, run: Run, summary: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    """The tables of the end, the confusion matrix where the task has classes, and what is wrong."""
+    title = f"{after['n']} held-out problems, before and after training"
+    console.print(comparison_table(before, after, summary["paired"], title))
+    if classes := classes_table(after, "after training, by class"):
+        console.print(classes)
+    draw_confusion({"before": before, "after": after}, run.confusion)
+    say_diagnoses(console, summary["diagnoses"])
+    done = f"{summary['steps']} steps in {summary['train_seconds']:.0f} s of training"
+    console.print(f"{done}; evaluated after: {summary['evaluated']}", highlight=False)
