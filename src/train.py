@@ -94,6 +94,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         from llm_grpo.device import hardware
         from llm_grpo.policy import load_policy, save_weights
         from llm_grpo.report.curves import draw
+        from llm_grpo.report.page import write_report
         from llm_grpo.training.arguments import changed_in_silence
         from llm_grpo.training.trainer import build_trainer, optimise
         from llm_grpo.training.watching import watch
@@ -122,6 +123,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     finally:  # whatever happened: what was learned, and its picture
         save_weights(policy, run.last)
         draw(run)
+        write_report(run)
         console.print(f"What was learned is in {run.last}.", highlight=False, soft_wrap=True)
     try:
         if finished:
@@ -153,6 +155,7 @@ def conclude(
 ) -> None:
     """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model."""
     from llm_grpo.policy import load_weights
+    from llm_grpo.report.page import write_report
     from llm_grpo.report.summary import say_result, summarise
 
     chosen, step = run.chosen_weights(), run.chosen_step()
@@ -163,6 +166,7 @@ def conclude(
     summary = summarise(config, run, before, after, seconds)
     runs.write_json(run.summary, summary)
     say_result(console, run, summary, before, after)
+    write_report(run)
     merge_and_answer(config, run, chosen, problems[0])
     console.print(notices.where(run))
     console.print(notices.try_next(run), soft_wrap=True, highlight=False, markup=False)
@@ -179,16 +183,15 @@ def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> N
     try:
         merge(learned, run.merged, base, revision=revision, overwrite=True)
     except UserError as error:
-        once_more = f"{command.python()} src/merge.py --run {run.folder}"
-        said = f"Not merged: {error}\nThe {run.learns} is whole. Try again with: {once_more}"
-        console.print(said, markup=False, soft_wrap=True)
+        again = f"The {run.learns} is whole. Try again with: {command.python()} src/merge.py --run {run.folder}"
+        console.print(f"Not merged: {error}\n{again}", markup=False, soft_wrap=True)
         return
     if has_gpu():
         return  # the policy and its vLLM engine are still in there; a second model would not fit beside them
     with command.library_output_in(run.log):
         engine = load_engine(str(run.merged), None, None)
         answer = engine.generate([problem.messages], Sampling(config.answer_tokens("train")))[0][0].text
-    said = f"{problem.messages[-1]['content']}\n\n{answer.strip()}\n\n(right: {problem.example.answer})"
+    said = f"{problem.example.question}\n\n{answer.strip()}\n\n(right: {problem.example.answer})"
     console.print(Panel(said, title="The merged model answers", title_align="left"), markup=False)
 
 

@@ -41,6 +41,7 @@ PLACES = {
     "model_best": "model_best",
     "merged": "merged",
     "curves": "curves.png",
+    "report": "report.html",
     "before": "eval/before.json",
     "validation": "eval/validation.jsonl",
     "after": "eval/after.json",

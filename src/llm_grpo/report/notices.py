@@ -58,7 +58,8 @@ def where(run: Run) -> Panel:
         f"merged model   {run.merged}\n"
         f"numbers        {run.summary}, {run.metrics}, {run.folder / 'eval'}\n"
         f"every answer   {run.completions}\n"
-        f"curves         {run.curves}"
+        f"curves         {run.curves}\n"
+        f"to look into   {run.report} (open it in a browser)"
     )
     return Panel(said, title="Where everything is", title_align="left")
 

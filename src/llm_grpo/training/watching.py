@@ -20,6 +20,7 @@ from llm_grpo import runs
 from llm_grpo.config.schema import Config
 from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.diagnosis.drift import METRIC, Drift
+from llm_grpo.report.page import write_report
 from llm_grpo.report.tables import sample_text
 from llm_grpo.runs import Run
 
@@ -35,9 +36,10 @@ class Watch:
     samples: SampleEvery
     drift: DriftWarning
     hyperparameters: Hyperparameters
+    report: ReportRefresh
 
     def callbacks(self) -> list[TrainerCallback]:
-        return [self.validation, self.stop, self.bar, self.metrics, self.samples, self.drift, self.hyperparameters]
+        return list(vars(self).values())
 
 
 class MetricsFile(TrainerCallback):
@@ -191,6 +193,20 @@ class SampleEvery(TrainerCallback):
                 self.console.print(sample_text(row, state.global_step), soft_wrap=True)
 
 
+class ReportRefresh(TrainerCallback):
+    """Writes report.html anew while the run goes, so seldom that it takes at most a hundredth of the time."""
+
+    SHARE = 0.01
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.next = run, time.perf_counter() + 30.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (start := time.perf_counter()) >= self.next:
+            write_report(self.run)
+            self.next = time.perf_counter() + (time.perf_counter() - start) / self.SHARE
+
+
 def watch(
     config: Config, run: Run, console: Console, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]
 ) -> Watch:
@@ -203,6 +219,7 @@ def watch(
         SampleEvery(run, config.logging.sample_every, console),
         DriftWarning(console),
         Hyperparameters(config),
+        ReportRefresh(run),
     )
 
 
