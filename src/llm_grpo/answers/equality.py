@@ -12,6 +12,7 @@ from llm_grpo.answers.numerals import Reading, parse_number, read_number
 from llm_grpo.answers.vocabulary import MEASURES
 
 _ABOUT_SIGNS = re.compile(r"\s*([^\w\s'\"])\s*")  # blanks beside a sign say nothing: (3, 4) and 2x + 3
+_GOES_ON = re.compile(r"[0-9]\.\.+$")  # 0.333... is not 0.333
 _CHOICE = re.compile(r"^\(?([a-z])\)$")
 _HUNDREDTHS = {"cent": ("dollar", "euro"), "pence": ("pound",)}
 
@@ -81,7 +82,8 @@ def _coins(small: Reading, whole: Reading) -> bool:
 def _normal(text: str) -> str:
     """Case, spaces, typography, emphasis, a LaTeX wrapper, the brackets of a choice `(A)` and the full stop do not make
     another answer. A leading point does (`.5`), and so does a superscript: it would become a digit."""
-    text = " ".join(unwrapped(typed(text)).casefold().split()).lstrip("*`\"'").rstrip(". *`\"'")
+    text = " ".join(unwrapped(typed(text)).casefold().split()).lstrip("*`\"'").rstrip(" *`\"'")
+    text = text if _GOES_ON.search(text) else text.rstrip(". *`\"'")
     return _CHOICE.sub(r"\1", text)
 
 

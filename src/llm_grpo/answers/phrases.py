@@ -14,6 +14,7 @@ from fractions import Fraction
 from llm_grpo.answers.tokens import Token
 from llm_grpo.answers.vocabulary import (
     AFTER_TIMES,
+    BEFORE_SIGN,
     BETWEEN_TWO,
     CHANGING,
     COMPARATIVES,
@@ -35,7 +36,7 @@ from llm_grpo.answers.vocabulary import (
     unit_of,
 )
 
-_HARMLESS_SIGNS = frozenset("., : ; \" ' * _ ` # ( ) [ ] { } & / \u00b0 % | \u2192 \u21d2 \u2234".split()) - {"|"}
+_HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234")
 _BEFORE_DIGITS = frozenset("([{*_`\"'")  # what may stand between a sign and its number
 _NOT_A_NOUN = FILLERS | BETWEEN_TWO | SPELLED.keys() | MULTIPLIERS.keys() | {"or", "point"}
 
@@ -115,17 +116,16 @@ def _is_harmless_subject(tokens: Sequence[Token]) -> bool:
 def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
     """Between the copula and the number: no comparison, no function, no other number, no variable."""
     for place, token in enumerate(front):
-        following = front[place + 1] if place + 1 < len(front) else number
         if token.kind == "sign":
             applied = token.text == "(" and token.glued and place and front[place - 1].kind == "word"  # f(42)
             if applied or token.text == "/" or (token.text not in "-+" and not _is_harmless_sign(front, place)):
                 return False
         elif token.kind == "word" and token.text not in SIGN_WORDS:
-            if _denies(token) or token.text in LIMITING or token.text in LEADING or _is_loose_count(front, place, number):
+            if _denies(token) or token.text in LIMITING or token.text in LEADING:
+                return False
+            if token.text in UNCLEAR_COUNTS or _is_loose_count(front, place, number):
                 return False
             if len(token.text) == 1 and token.text not in "ai":
-                return False
-            if token.text in ("of", "is") and following.text in LIMITING:
                 return False
     return True
 
@@ -150,8 +150,10 @@ def _is_harmless_rest(rest: Sequence[Token], value: Fraction) -> bool:
 def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str, value: Fraction) -> bool:
     token, word = rest[place], rest[place].text
     first = not place or (place == 1 and before in ("-", "(", ")", "\u00b0", "/"))
-    if _denies(token) or word in SIGN_WORDS or (first and word in UNCLEAR_COUNTS and before != "/"):
+    if _denies(token) or word in SIGN_WORDS:
         return False
+    if word in UNCLEAR_COUNTS:
+        return before in ("per", "each", "every", "/")
     if word in LIMITING and not (word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")):
         return False
     if word in POWER_WORDS:
@@ -162,7 +164,7 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
         return not after or after in AFTER_TIMES or not after.isalnum()
     if word in SPELLED or word in MULTIPLIERS or word[:-1] in MULTIPLIERS:
         return not _is_loose_count(rest, place, None) or before == "per" or _spells(rest, place, value)
-    if len(word) > 2 or not word.isascii():
+    if len(word) > 2 or not (word.isascii() or "\u0370" <= word[0] <= "\u03ff"):  # Greek letters are variables, too
         return True
     return _is_harmless_short(token, first, after)
 
@@ -224,7 +226,7 @@ def _sign(front: Sequence[Token], number: Token, *, loose: bool) -> int | None:
     if len(places) > 1 or not opened:
         return None
     if token.kind == "word":
-        clear = all(other.kind != "word" or other.text in FILLERS for other in front[:at])
+        clear = all(other.kind != "word" or other.text in BEFORE_SIGN for other in front[max(0, at - 1) : at])
     else:
         joined = behind[0].glued or (loose and at == 0)
         clear = joined and not (token.glued and front[at - 1].kind == "word")

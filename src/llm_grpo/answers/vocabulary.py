@@ -66,6 +66,7 @@ AFTER_TIMES = _words("as per each every in more daily weekly monthly a")  # `5 t
 BETWEEN_TWO = _words("and by to of out with per times x")  # between two numbers, though they be equal
 
 COPULAS = _words("is are was were be equals equal gives makes totals that's it's :")
+BEFORE_SIGN = COPULAS | _words("of to at exactly only just it's that's so therefore thus hence answer")  # of minus 5
 # Words that say nothing of what is counted, so that `The answer is 42` is right where the gold is `42 apples`.
 FILLERS = COPULAS | _words(
     "answer result therefore so hence thus a an the of in on at to for and also they there their his her its our your my he she it we you i this that these "
@@ -73,10 +74,10 @@ FILLERS = COPULAS | _words(
     "remaining more less fewer which who so then now again here please thanks sum amount each every per with as by from us "
     "am pm do does did we'll he'll she'll they'll let's we've there're"
 )
-UNIT_LETTERS = frozenset("mgshlLAWVNJCF")  # k is a thousand; the others may be variables: x, n, t, K (kelvin or thousand)
+UNIT_LETTERS = frozenset("mgshlLAWVNJCF\u03a9")  # k is a thousand; the others may be variables: x, n, t, K (kelvin or thousand)
 SHORT_UNITS = _words(
     "km cm mm nm dm kg mg lb oz ft mi hr yd ml cl dl kw mw gb mb kb tb hz ms ns pa mw kj cc in am pm st nd rd th yr mo wk "
-    "mp au ha gm rs"
+    "ha gm rs \u03bcm \u03bcg \u03bcs \u03bcl"
 )
 
 _SYNONYMS = {  # written apart by people who mean the same; the first is the name
