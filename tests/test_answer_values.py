@@ -363,7 +363,7 @@ UNITS = [
     ("Therefore, he needs 42 more.", "42", True, "polite"),
     ("#42", "42", True, "a number sign"),
     ("`42`", "42", True, "code"),
-    ("\"42\"", "42", True, "quotes"),
+    ('"42"', "42", True, "quotes"),
     ("(A) 42", "42", True, "a choice and its value"),
     ("3:30", "3", False, "a time"),
     ("555-1234", "1234", False, "a telephone number"),
@@ -501,3 +501,44 @@ TABLES = [SIGNS, MULTIPLIERS, OPERATIONS, COMPARISONS, DENIALS, UNITS, NUMERALS,
 @pytest.mark.parametrize(("text", "gold", "same", "why"), [row for table in TABLES for row in table])
 def test_one_value(text: str, gold: str, same: bool, why: str) -> None:
     assert same_answer(text, gold) is same, why
+
+
+BOXED = [
+    (r"so \boxed{18}. This uses 6 and 3.", "18", "prose behind it"),
+    (r"\boxed{41}, no: \boxed{42}", "42", "the last one"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", "braces inside"),
+    (r"\boxed{\text{a \} b}}", r"\text{a \} b}", "an escaped brace"),
+    (r"\boxed{1 \boxed{42}}", r"1 \boxed{42}", "the outer one closes last"),
+    (r"\boxed{ \boxed{42}", "42", "the outer one never closes"),
+    (r"\fbox{42}", "42", "its sister"),
+    (r"\boxed{}", "", "empty"),
+    (r"\boxed{42", None, "never closed"),
+    ("42", None, "none"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "why"), BOXED)
+def test_the_last_box(text: str, answer: str | None, why: str) -> None:
+    assert extract_boxed_answer(text) == answer, why
+
+
+def test_the_box_decides_where_the_format_is_another() -> None:
+    text = r"\boxed{18}. This uses 6 and 3."
+    assert all(judge(text, "18").lenient for judge in (judge_xml, judge_hash, judge_plain, judge_boxed))
+    assert judge_boxed(text, "18").strict and not judge_boxed(text, "3").lenient
+    assert not judge_boxed(r"\boxed{41} \boxed{42}", "42").strict, "two boxes are a hedge"
+    assert judge_boxed("so 42", "42").lenient and not judge_boxed("so 42", "42").formatted
+
+
+LENIENT = [
+    ("So it is minus 5", "-5", "a sign in a word"),
+    ("It costs $3 million", "3000000", "a multiplier behind"),
+    ("They sold 42k", "42000", "a suffix"),
+    ("It comes to -5.", "-5", "a sign"),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "why"), LENIENT)
+def test_the_last_number_brings_what_changes_it(text: str, gold: str, why: str) -> None:
+    judged = judge_xml(text, gold)
+    assert judged.lenient and not judge_xml(text, gold.strip("-").rstrip("0")).lenient, why

@@ -8,10 +8,14 @@ import unicodedata
 _MOST_NORMALISED = 2000  # characters; a long run of combining marks takes quadratic time to be put in order
 
 _SIGNS = dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\u2015\ufe63", "-")  # what models write for a minus
-_QUOTES = dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'") | dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"')
+_QUOTES = dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'") | dict.fromkeys(
+    "\u201c\u201d\u201e\u00ab\u00bb", '"'
+)
 _INVISIBLE = dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", "")
 _WIDE = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}  # full-width forms of ASCII
-_TYPOGRAPHY = str.maketrans(_SIGNS | _QUOTES | _INVISIBLE | _WIDE | {"\u2026": "...", "\u2044": "/", "\u00ba": "\u00b0"})
+_TYPOGRAPHY = str.maketrans(
+    _SIGNS | _QUOTES | _INVISIBLE | _WIDE | {"\u2026": "...", "\u2044": "/", "\u00ba": "\u00b0"}
+)
 
 _WRAPPERS = "boxed|fbox|text|textbf|textit|textrm|textsf|texttt|emph|mbox|mathrm|mathbf|mathit|mathsf|operatorname"
 _OPENED = re.compile(rf"\\(?:{_WRAPPERS})\s?(?=\{{)")

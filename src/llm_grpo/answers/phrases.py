@@ -25,6 +25,7 @@ from llm_grpo.answers.vocabulary import (
     MONEY,
     MONEY_SUFFIXES,
     MULTIPLIERS,
+    PLACING,
     POWER_WORDS,
     SHORT_UNITS,
     SIGN_WORDS,
@@ -70,7 +71,9 @@ def read_side(tokens: Sequence[Token], *, first: bool, last: bool) -> Reading | 
     if sign is None or factor is None or len(values) != 1 or None in values or not _balanced(tokens):
         return None
     value = sign * values.pop() * factor
-    harmless = _is_harmless_subject(subject) and _is_harmless_front(front, tokens[head]) and _is_harmless_rest(rest, value)
+    harmless = (
+        _is_harmless_subject(subject) and _is_harmless_front(front, tokens[head]) and _is_harmless_rest(rest, value)
+    )
     if not harmless or (len(places) > 1 and not _says_it_again(between, sign, factor)):
         return None
     return _reading(value, front, rest)
@@ -125,7 +128,17 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
                 return False
             if token.text in UNCLEAR_COUNTS or _is_loose_count(front, place, number):
                 return False
-            if len(token.text) == 1 and token.text not in "ai":
+            following = front[place + 1] if place + 1 < len(front) else number
+            if (
+                len(token.text) == 1
+                and token.text not in "ai"
+                and not (token.said.isupper() and following.kind == "word")
+            ):
+                return False  # a variable; Building C has 59 floors
+            if token.text in ("up", "down"):  # he picked up 10 cans; up to 10
+                if following.text == "to" or place == 0:
+                    return False
+            elif token.text in PLACING or (token.text in ("least", "most") and front[place - 1].text == "at"):
                 return False
     return True
 
@@ -154,14 +167,19 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
         return False
     if word in UNCLEAR_COUNTS:
         return before in ("per", "each", "every", "/")
-    if word in LIMITING and not (word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")):
+    if word in LIMITING or (word in ("least", "most") and before == "at"):
         return False
+    if word in PLACING:
+        left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")
+        return left or (before not in ("", "and", ",", "-", "(") and after.isalpha())
     if word in POWER_WORDS:
         return bool(place) and rest[place - 1].kind == "word"
     if word in COMPARATIVES:
         return before not in ("and", "any", "no", ",", ";")
     if word in ("times", "time") and first:
         return not after or after in AFTER_TIMES or not after.isalnum()
+    if word == "one" and (after == "of" or before in ("each", "every", "this", "that")):
+        return True
     if word in SPELLED or word in MULTIPLIERS or word[:-1] in MULTIPLIERS:
         return not _is_loose_count(rest, place, None) or before == "per" or _spells(rest, place, value)
     if len(word) > 2 or not (word.isascii() or "\u0370" <= word[0] <= "\u03ff"):  # Greek letters are variables, too
@@ -254,7 +272,7 @@ def _multiplied(rest: Sequence[Token], is_money: bool) -> tuple[Fraction | None,
 def _says_it_again(between: Sequence[Token], sign: int, factor: Fraction) -> bool:
     """42 apples are 42: the same number twice, with nothing between that reckons with the two."""
     words = [token.text for token in between if token.kind == "word"]
-    quiet = all(token.kind != "sign" or token.text in ".,()*:" for token in between)
+    quiet = all(token.kind != "sign" or token.text in ".()*:" for token in between)
     bad = any(w in BETWEEN_TWO or w in LIMITING or w in CHANGING or w in SIGN_WORDS or w in MULTIPLIERS for w in words)
     return bool(words) and quiet and not bad and sign == 1 and factor == 1
 

@@ -15,7 +15,9 @@ _APOSTROPHES = re.compile(r"(?<![0-9.'])[1-9][0-9]{0,2}(?:'[0-9]{3})+(?![0-9'])"
 _FRACTION = re.compile(r"\\[dtc]?frac\{(-?[0-9]+)\}\{([0-9]+)\}")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac([0-9])([0-9])(?![0-9])")  # \frac12
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
-_SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-")
+_SUPERSCRIPTS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
+)
 _RAISED = rf"\^\s?\{{?\s?(?P<power>[-+]?[0-9]{{1,3}})\s?\}}?(?![0-9.])|(?P<raised>[{''.join(map(chr, _SUPERSCRIPTS))}]{{1,4}})"
 _TIMES_TEN = re.compile(rf"(?<=[0-9])\s?(?:\\times|\\cdot|[x\u00d7*\u00b7\u22c5])\s?(?:10|\{{10\}})(?:{_RAISED})")
 _TEN = re.compile(rf"(?<![\w.,^/)}}\u00d7*\u00b7])10(?:{_RAISED})(?!\s?[!^])")

@@ -34,7 +34,9 @@ MONEY_SUFFIXES = {"k": 10**3, "m": 10**6, "mm": 10**6, "b": 10**9, "t": 10**12}
 # Number or thing, nobody can tell: four score, the score; three quarters of a mile, three quarters of a dollar each.
 UNCLEAR_COUNTS = _words("score scores gross grand quarter quarters")
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+)
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 SPELLED = {word: value for value, word in enumerate((_UNITS + "eighteen nineteen").split())}
 SPELLED |= {word: 10 * ten for ten, word in enumerate(_TENS.split(), start=2)}
@@ -47,20 +49,24 @@ CHANGING = _words(
 )
 # In the phrase: comparison, range, rounding, condition, another base, an operation or a function that is left open.
 LIMITING = _words(
-    "than least most maximum max minimum atleast atmost or if unless but within between about around approximately approx "
-    "approximate roughly nearly almost circa ca barely under below over above beneath beyond up upward upwards onward "
-    "onwards down estimated estimate ish odd something tops exceed exceeds exceeding exceeded rounded rounding ballpark "
-    "thereabouts etc counting without except excluding excludes instead unlike might could different opposite excess "
+    "maximum max minimum atleast atmost or if unless but within approximately approx "
+    "approximate roughly nearly almost circa ca barely under below above beneath beyond upward upwards onward "
+    "onwards estimated estimate ish odd something tops exceed exceeds exceeding exceeded rounded rounding ballpark "
+    "thereabouts etc without except excluding excludes instead unlike might could opposite excess "
     "unknown log ln lg cos tan cot csc sqrt root arcsin arccos arctan exp gcd lcm mod choose pi tau xy xz yz xyz ab abc "
     "bc binary hex hexadecimal octal quite squareroot"
 )
+# In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
+PLACING = _words("over about around between up down different counting")
 LEADING = _words(  # only in front of the number: `min 42` is a function, `42 min` are minutes
     "square squares cube cubes roots sin sec min abs floor ceil ceiling factor factors multiple multiples divisor divisors "
     "power powers fraction part parts portion portions percentage inverse reciprocal complement remainder more less fewer "
     "greater larger smaller bigger higher lower near close nearing approaching from as point before after until till "
-    "since past through some other times upto base versus against hardly north south excess"
+    "since past through than some other times upto base versus against hardly north south excess"
 )
-COMPARATIVES = _words("more less fewer greater larger smaller bigger higher lower")  # `42 more` is 42, `42 and more` not
+COMPARATIVES = _words(
+    "more less fewer greater larger smaller bigger higher lower"
+)  # `42 more` is 42, `42 and more` not
 POWER_WORDS = _words("squared cubed")  # `8 squared` is 64; `8 meters squared` are 8
 AFTER_TIMES = _words("as per each every in more daily weekly monthly a")  # `5 times a day` is 5; `5 times x` is not
 BETWEEN_TWO = _words("and by to of out with per times x")  # between two numbers, though they be equal
@@ -74,10 +80,12 @@ FILLERS = COPULAS | _words(
     "remaining more less fewer which who so then now again here please thanks sum amount each every per with as by from us "
     "am pm do does did we'll he'll she'll they'll let's we've there're"
 )
-UNIT_LETTERS = frozenset("mgshlLAWVNJCF\u03a9")  # k is a thousand; the others may be variables: x, n, t, K (kelvin or thousand)
+UNIT_LETTERS = frozenset(
+    "mgshlLAWVNJCF\u03a9"
+)  # k is a thousand; the others may be variables: x, n, t, K (kelvin or thousand)
 SHORT_UNITS = _words(
     "km cm mm nm dm kg mg lb oz ft mi hr yd ml cl dl kw mw gb mb kb tb hz ms ns pa mw kj cc in am pm st nd rd th yr mo wk "
-    "ha gm rs \u03bcm \u03bcg \u03bcs \u03bcl"
+    "ha gm rs sq cu \u03bcm \u03bcg \u03bcs \u03bcl"
 )
 
 _SYNONYMS = {  # written apart by people who mean the same; the first is the name
