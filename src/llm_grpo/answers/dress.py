@@ -37,7 +37,7 @@ def typed(text: str) -> str:
 
 
 def without_latex_dress(text: str) -> str:
-    """The text without LaTeX that only says how it looks. An escaped dollar is a currency (\uff04), a pair of `$` is not."""
+    """The text without LaTeX that only says how it looks. An escaped `$` is a currency (\uff04), a pair of them not."""
     text = text.replace("\\$", "\uff04").replace("\\%", "%").replace("\\#", "#").replace("\\&", "&")
     text = _SPACE.sub(" ", _LOOKS.sub("", _DEGREE.sub("\u00b0", text)))
     if "\\" in text:
@@ -48,7 +48,7 @@ def without_latex_dress(text: str) -> str:
 
 
 def unwrapped(text: str) -> str:
-    """What stands in a wrapper around the whole text: `\\boxed{\\text{Paris}}` is Paris. Not as deep as a model likes."""
+    """What stands in a wrapper around the whole text: `\\boxed{\\text{Paris}}` is Paris. Three deep at most."""
     for _ in range(3):
         text = text.strip()
         opened = _OPENED.match(text)

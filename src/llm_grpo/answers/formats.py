@@ -90,7 +90,7 @@ def is_one_line(text: str) -> bool:
 
 
 def has_one_box(text: str) -> bool:
-    """One `\\boxed{...}` with something in it, whatever stands around; one that is begun anew or never closed is none."""
+    """One `\\boxed{...}` with something in it, whatever stands around; one that is begun twice or left open is none."""
     return sum(len(brace[0]) > 2 for brace in _BRACE.finditer(text)) == 1 and bool(extract_boxed_answer(text))
 
 

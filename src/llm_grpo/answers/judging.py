@@ -67,7 +67,7 @@ def judge_hash(text: str, gold: str, same: Same = same_answer) -> Judgement:
 
 
 def judge_boxed(text: str, gold: str, same: Same = same_answer) -> Judgement:
-    """For answers in `\\boxed{}`, which stands once, prose around it. Lenient reads the last box, else the last number."""
+    """For answers in `\\boxed{}`, once, with prose around it. Lenient reads the last box, else the last number."""
     extracted = _loose(text, gold)
     formatted, right = FORMATS["boxed"](text), same(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
@@ -82,7 +82,7 @@ def judge_plain(text: str, gold: str, same: Same = same_answer) -> Judgement:
 
 
 def _loose(text: str, gold: str) -> str | None:
-    """Where a person would look without the mark: the last box, else the last number for a number, else the last line."""
+    """Where a person would look without the mark: the last box, else the last number (gold: a number) or line."""
     boxed = extract_boxed_answer(text)
     if boxed:
         return boxed

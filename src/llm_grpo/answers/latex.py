@@ -2,9 +2,10 @@
 
 Two traps are avoided. math-verify's time limits are signals, which only work on the main thread (a reward may run on
 any), so they stay off; and without a limit `9^{9^{9^9}}` never ends, so only formulas that are short and tame by the
-rules below are handed over. Anything else is not equal. And it rounds: a decimal to six places, a difference to fifteen,
-so that 6.6 \\times 10^{-34} would be 1.6 \\times 10^{-19}. It is given exact fractions and asked for 300 digits, more than
-two different formulas of this size can agree in; plain numbers are compared in numerals.py and never come here.
+rules below are handed over. Anything else is not equal. And it rounds: a decimal to six places, a difference to
+fifteen, so that 6.6 \\times 10^{-34} would be 1.6 \\times 10^{-19}. It is given exact fractions and asked for 300
+digits, more than two different formulas of this size can agree in; plain numbers are compared in numerals.py and never
+come here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 
 
 def same_latex(given: str, gold: str) -> bool:
-    """Whether two short formulas, at least one of them LaTeX or with a power, have the same value. Both may be anything."""
+    """Whether two short formulas, one of them LaTeX or with a power, have the same value. Both may be anything."""
     if not any(mark in given + gold for mark in "\\^") or len(given) > MAX_LATEX_CHARS or len(gold) > MAX_LATEX_CHARS:
         return False
     mine, theirs = _undressed(given), _undressed(gold)

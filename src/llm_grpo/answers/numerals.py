@@ -1,9 +1,9 @@
 """How a number is read out of a text: exactly, in linear time, and not at all where the text says no single number.
 
-A text is tokens (tokens.py), and each of them has to be harmless, or of a known effect on the value (`minus`, `million`,
-`10^3`); else there is no number: `less than 42`, `42!`, `100 - x`. What is harmless is decided in phrases.py, by the words
-of vocabulary.py. A single letter behind a number is a unit where it is one of UNIT_LETTERS (5 m, 5 g, 5 L), and may be a
-variable otherwise (5x, 5 n).
+A text is tokens (tokens.py), and each of them has to be harmless, or of a known effect on the value (`minus`,
+`million`, `10^3`); else there is no number: `less than 42`, `42!`, `100 - x`. What is harmless is decided in
+phrases.py, by the words of vocabulary.py. A single letter behind a number is a unit where it is one of UNIT_LETTERS (5
+m, 5 g, 5 L), and may be a variable otherwise (5x, 5 n).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_number(text: str) -> Reading | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last thing in a text that looks like a number, as it is written (`-5`, `1,234.50`, `1/2`, `3 million`), or None."""
+    """The last thing in a text that looks like a number, as written (`-5`, `1,234.50`, `1/2`, `3 million`), or None."""
     found = None
     for match in _LAST.finditer(typed(text)):
         found = match[0]

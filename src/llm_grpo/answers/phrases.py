@@ -1,7 +1,7 @@
 """What stands beside a number: whether it is harmless, and the sign, multiplier, currency and unit it adds.
 
-One side of an equation is read at a time: subject, copula, phrase (vocabulary.py). A side without a number is a name (`x =
-42`), and harmless unless it is an expression (`-x = 42`) or denies something.
+One side of an equation is read at a time: subject, copula, phrase (vocabulary.py). A side without a number is a name
+(`x = 42`), and harmless unless it is an expression (`-x = 42`) or denies something.
 """
 
 from __future__ import annotations
@@ -153,8 +153,6 @@ def _is_harmless_rest(rest: Sequence[Token], value: Fraction) -> bool:
         elif token.text == "-":
             if not (token.glued and place + 1 < len(rest) and rest[place + 1].kind == "word" and rest[place + 1].glued):
                 return False
-        elif token.text == "!" and (not place or before in ")%"):  # a factorial; `42 apples!` is a cheer
-            return False
         elif token.kind == "sign" and not _is_harmless_sign(rest, place):
             return False
     return True

@@ -18,7 +18,8 @@ _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
 )
-_RAISED = rf"\^\s?\{{?\s?(?P<power>[-+]?[0-9]{{1,3}})\s?\}}?(?![0-9.])|(?P<raised>[{''.join(map(chr, _SUPERSCRIPTS))}]{{1,4}})"
+_RAISED_DIGITS = "".join(map(chr, _SUPERSCRIPTS))
+_RAISED = rf"\^\s?\{{?\s?(?P<power>[-+]?[0-9]{{1,3}})\s?\}}?(?![0-9.])|(?P<raised>[{_RAISED_DIGITS}]{{1,4}})"
 _TIMES_TEN = re.compile(rf"(?<=[0-9])\s?(?:\\times|\\cdot|[x\u00d7*\u00b7\u22c5])\s?(?:10|\{{10\}})(?:{_RAISED})")
 _TEN = re.compile(rf"(?<![\w.,^/)}}\u00d7*\u00b7])10(?:{_RAISED})(?!\s?[!^])")
 # The power of a unit (m\u00b2, cm^3) belongs to its word; `x^2`, `5x10` and `1e3` are no units.
@@ -39,8 +40,11 @@ _DIGITS = re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.[0-9]+)?|\.[
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of a text. kind: number, money, word, sign, or odd (superscripts, numerals of other scripts). said: as written; text: case-folded. value: of a number that
-    makes sense. glued: nothing stands between it and the token before."""
+    """A piece of a text.
+
+    kind: number, money, word, sign, or odd (superscripts, other scripts). said: as written; text: case-folded.
+    value: of a number that makes sense. glued: nothing stands between it and the token before.
+    """
 
     kind: str
     said: str

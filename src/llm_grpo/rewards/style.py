@@ -89,7 +89,7 @@ def _repeated(words: list[str], span: int) -> float:
 
 
 def _reasoning(text: str, answer_format: str) -> str | None:
-    """What stands in the one reasoning block, or before the first `####` or the last box; None where that is nothing."""
+    """What stands in the one reasoning block, or before the `####` or the last box; None where that is nothing."""
     if answer_format not in ("xml", "hash", "boxed"):
         allowed = did_you_mean(str(answer_format), ("xml", "hash", "boxed"))
         raise UserError(f"answer_format: '{answer_format}' has no reasoning to look at.{allowed}")
