@@ -17,7 +17,9 @@ _TYPOGRAPHY = str.maketrans(
     _SIGNS | _QUOTES | _INVISIBLE | _WIDE | {"\u2026": "...", "\u2044": "/", "\u00ba": "\u00b0"}
 )
 
-_WRAPPERS = "boxed|fbox|text|textbf|textit|textrm|textsf|texttt|emph|mbox|mathrm|mathbf|mathit|mathsf|operatorname"
+_WRAPPERS = (
+    "boxed|fbox|text|textbf|textit|textrm|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|operatorname"
+)
 _OPENED = re.compile(rf"\\(?:{_WRAPPERS})\s?(?=\{{)")
 _LOOKS = re.compile(r"\\(?:left|right|displaystyle|textstyle|big|Big|bigl|bigr|limits)(?![a-zA-Z])|\\!")
 _SPACE = re.compile(r"\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|\\[ ,;:>]|\\\\")

@@ -65,8 +65,11 @@ def read_side(tokens: Sequence[Token], *, first: bool, last: bool) -> Reading | 
     head, tail = places[0], places[-1]
     start = 1 + max((place for place in range(head) if tokens[place].text in COPULAS), default=-1)
     subject, front, between, rest = tokens[:start], tokens[start:head], tokens[head + 1 : tail], tokens[tail + 1 :]
+    if spelled([token.text for token in front if token.kind == "word"]) == tokens[head].value:
+        front = [token for token in front if token.kind == "money" or token.text == "("]  # forty-two (42)
     sign = _sign(front, tokens[head], loose=not first)
-    factor, rest = _multiplied(rest, any(token.kind == "money" for token in front))
+    is_money = any(token.kind == "money" for token in front) or any(unit_of(t.text) in MONEY for t in rest[1:2])
+    factor, rest = _multiplied(rest, is_money)
     values = {tokens[place].value for place in places}
     if sign is None or factor is None or len(values) != 1 or None in values or not _balanced(tokens):
         return None
@@ -138,7 +141,7 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
             if token.text in ("up", "down"):  # he picked up 10 cans; up to 10
                 if following.text == "to" or place == 0:
                     return False
-            elif token.text in PLACING or (token.text in ("least", "most") and front[place - 1].text == "at"):
+            elif token.text in PLACING or (token.text in ("least", "most") and _behind_at(front, place)):
                 return False
     return True
 
@@ -165,7 +168,7 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
         return False
     if word in UNCLEAR_COUNTS:
         return before in ("per", "each", "every", "/")
-    if word in LIMITING or (word in ("least", "most") and before == "at"):
+    if word in LIMITING or (word in ("least", "most") and _behind_at(rest, place)):
         return False
     if word in PLACING:
         left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")
@@ -173,7 +176,7 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
     if word in POWER_WORDS:
         return bool(place) and rest[place - 1].kind == "word"
     if word in COMPARATIVES:
-        return before not in ("and", "any", "no", ",", ";")
+        return before not in ("and", "any", ",", ";") and (word != "less" or after in ("", ".", "than"))
     if word in ("times", "time") and first:
         return not after or after in AFTER_TIMES or not after.isalnum()
     if word == "one" and (after == "of" or before in ("each", "every", "this", "that")):
@@ -205,6 +208,11 @@ def _is_harmless_sign(tokens: Sequence[Token], place: int) -> bool:
         return False
     is_mark = unicodedata.category(sign)[0] == "M" and bool(place) and tokens[place - 1].kind == "word"
     return sign in _HARMLESS_SIGNS or unicodedata.category(sign) == "So" or is_mark
+
+
+def _behind_at(tokens: Sequence[Token], place: int) -> bool:
+    """at least, at the very most; the most is no bound by itself."""
+    return any(token.text == "at" for token in tokens[max(0, place - 3) : place])
 
 
 def _denies(token: Token) -> bool:

@@ -62,7 +62,7 @@ def plain(text: str) -> str:
     text = _TEN.sub(lambda m: f"1{_exponent(m)}", _TIMES_TEN.sub(_exponent, text))
     text = _RUPEES.sub("\u20b9", _CODE.sub(r"\1 ", _SUMS_UP.sub("is", without_latex_dress(text))))
     text = re.sub(r"(?<=[0-9])[{}]+(?=[0-9])", " ", text).replace("{", "").replace("}", "")
-    return _LABEL.sub("", _UNIT_POWER.sub("", text.replace("per cent", "percent")))
+    return _LABEL.sub("", _UNIT_POWER.sub("", text.replace("per cent", "percent").replace("may be", "maybe")))
 
 
 def tokens_of(text: str) -> list[Token]:
@@ -92,7 +92,12 @@ def _value(match: re.Match[str], text: str) -> Fraction | None:
     """One number of the text without its sign, or None where its digits, neighbours or denominator make no sense."""
     top = match["top"].rstrip(".,")
     before, after = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 2]
-    glued = before.isalnum() or before in ("_", "^") or (after[:1] == "/" and after[1:].isdigit())
+    glued = (
+        before.isalnum()
+        or before == "^"
+        or (before == "_" and text[max(0, match.start() - 2)].isalnum())
+        or (after[:1] == "/" and after[1:].isdigit())
+    )
     if glued or not _DIGITS.fullmatch(top) or ".." in match["top"]:
         return None
     value = Fraction(top.replace(",", "")) * Fraction(10) ** int(match["power"] or 0)

@@ -26,13 +26,22 @@ MULTIPLIERS: dict[str, Fraction] = {
     "halve": Fraction(1, 2), "third": Fraction(1, 3), "fourth": Fraction(1, 4),
     "fifth": Fraction(1, 5), "sixth": Fraction(1, 6), "seventh": Fraction(1, 7), "eighth": Fraction(1, 8),
     "ninth": Fraction(1, 9), "tenth": Fraction(1, 10), "twelfth": Fraction(1, 12), "twentieth": Fraction(1, 20),
-    "hundredth": Fraction(1, 100), "thousandth": Fraction(1, 1000), "millionth": Fraction(1, 10**6),
+    "quadrillion": Fraction(10**15), "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000), "millionth": Fraction(1, 10**6),
 }  # fmt: skip
 # A letter that is glued to the digits. m is a metre, but behind a currency ($5m) a million, and b and t are theirs.
 SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+SUFFIXES |= {
+    "\u767e": 100,
+    "\u5343": 10**3,
+    "\u4e07": 10**4,
+    "\u842c": 10**4,
+    "\u4ebf": 10**8,
+    "\u5104": 10**8,
+}  # Chinese
 MONEY_SUFFIXES = {"k": 10**3, "m": 10**6, "mm": 10**6, "b": 10**9, "t": 10**12}
 # Number or thing, nobody can tell: four score, the score; three quarters of a mile, three quarters of a dollar each.
-UNCLEAR_COUNTS = _words("score scores gross grand quarter quarters")
+UNCLEAR_COUNTS = _words("score scores gross grand quarter quarters mil mega giga")
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -46,14 +55,14 @@ CHANGING = _words(
     "not no never neither either nor none nobody nothing cannot cant isnt false untrue wrong incorrect undefined "
     "impossible half twice thrice double doubled triple tripled treble quadruple quadrupled halved multiplied divided "
     "maybe perhaps possibly probably factorial modulo repeating recurring infinity infinite infinitely imaginary "
-    "versus vs"
+    "versus vs unlikely doubt doubtful inverted might could"
 )
 # In the phrase: comparison, range, rounding, condition, another base, an operation or a function that is left open.
 LIMITING = _words(
     "maximum max minimum atleast atmost or if unless but within approximately approx approximate roughly nearly "
     "almost circa ca barely under below above beneath beyond upward upwards onward onwards estimated estimate ish odd "
     "something tops exceed exceeds exceeding exceeded rounded rounding ballpark thereabouts etc without except "
-    "excluding excludes instead unlike might could opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
+    "excluding excludes instead unlike mille opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
     "arccos arctan exp gcd lcm mod choose pi tau xy xz yz xyz ab abc bc binary hex hexadecimal octal quite squareroot"
 )
 # In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
@@ -62,20 +71,19 @@ LEADING = _words(
     "square squares cube cubes roots sin sec min abs floor ceil ceiling factor factors multiple multiples divisor "
     "divisors power powers fraction part parts portion portions percentage inverse reciprocal complement remainder "
     "more less fewer greater larger smaller bigger higher lower near close nearing approaching from as point before "
-    "after until till since past through than some other times upto base versus against hardly north south excess"
+    "after until till since past through than some other times upto base sub lim against hardly north south excess"
 )
-COMPARATIVES = _words(
-    "more less fewer greater larger smaller bigger higher lower"
-)  # `42 more` is 42, `42 and more` not
+# `42 more` is 42, `42 and more` is not.
+COMPARATIVES = _words("more less fewer greater larger smaller bigger higher lower change some then")
 POWER_WORDS = _words("squared cubed")  # `8 squared` is 64; `8 meters squared` are 8
 AFTER_TIMES = _words("as per each every in more daily weekly monthly a")  # `5 times a day` is 5; `5 times x` is not
 BETWEEN_TWO = _words("and by to of out with per times x")  # between two numbers, though they be equal
 
-COPULAS = _words("is are was were be equals equal gives makes totals that's it's :")
+COPULAS = _words("is are was were be equals gives makes totals that's it's :")
 BEFORE_SIGN = COPULAS | _words("of to at exactly only just it's that's so therefore thus hence answer")  # of minus 5
 # Words that say nothing of what is counted, so that `The answer is 42` is right where the gold is `42 apples`.
 FILLERS = COPULAS | _words(
-    "answer result therefore so hence thus a an the of in on at to for and also they there their his her its our your "
+    "answer result equal therefore so hence thus a an the of in on at to for and also they there their his her its our your "
     "my he she it we you i this that these those will would has have had have've final value total altogether overall "
     "only just exactly precisely all left remaining more less fewer which who so then now again here please thanks "
     "sum amount each every per with as by from us am pm do does did we'll he'll she'll they'll let's we've there're"
