@@ -332,7 +332,7 @@ WRONG_ARGUMENTS = [
     ({"columns": {"qestion": "q"}}, r"columns: there is no 'qestion'\. Did you mean 'question'"),
     ({"columns": ["q"]}, "it takes Mapping"),
     ({"answer_format": "xlm"}, r"answer_format: there is no 'xlm'\. Did you mean 'xml'"),
-    ({"gold_format": "json"}, r"gold_format: there is no 'json'\. Allowed: hash, plain, xml"),
+    ({"gold_format": "json"}, r"gold_format: there is no 'json'\. Allowed: boxed, hash, plain, xml"),
     ({"test_share": 0.6, "validation_share": 0.5}, "stays below 1"),
     ({"test_share": -0.1}, "numbers from 0"),
     ({"validation_share": "5%"}, "it takes float"),

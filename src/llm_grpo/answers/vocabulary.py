@@ -83,10 +83,11 @@ COPULAS = _words("is are was were be equals gives makes totals that's it's :")
 BEFORE_SIGN = COPULAS | _words("of to at exactly only just it's that's so therefore thus hence answer")  # of minus 5
 # Words that say nothing of what is counted, so that `The answer is 42` is right where the gold is `42 apples`.
 FILLERS = COPULAS | _words(
-    "answer result equal therefore so hence thus a an the of in on at to for and also they there their his her its our your "
-    "my he she it we you i this that these those will would has have had have've final value total altogether overall "
-    "only just exactly precisely all left remaining more less fewer which who so then now again here please thanks "
-    "sum amount each every per with as by from us am pm do does did we'll he'll she'll they'll let's we've there're"
+    "answer result equal therefore so hence thus a an the of in on at to for and also they there their his her its "
+    "our your my he she it we you i this that these those will would has have had have've final value total "
+    "altogether overall only just exactly precisely all left remaining more less fewer which who so then now again "
+    "here please thanks sum amount each every per with as by from us am pm do does did we'll he'll she'll they'll "
+    "let's we've there're"
 )
 UNIT_LETTERS = frozenset("mgshlLAWVNJCF\u03a9")  # k is a thousand, K that or kelvin; the others may be variables
 SHORT_UNITS = _words(
