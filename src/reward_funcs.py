@@ -141,15 +141,19 @@ def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str,
 def attack_rewards(args: argparse.Namespace) -> int:
     from llm_grpo.config.loading import load_config
     from llm_grpo.problems import build_rewards
-    from llm_grpo.rewards.attack import attack
+    from llm_grpo.rewards.attack import attack, unsteady
 
     if args.margin is not None and not 0 <= args.margin < float("inf"):
         raise UserError(f"--margin: points from 0 up, not {args.margin}.")
     config = load_config(args.config, overrides=args.overrides)
     rewards = build_rewards(config.rewards)
-    verdicts, margin = attack(rewards, _answer_format(config), args.margin, **_example_of(config))
+    answer_format, example = _answer_format(config), _example_of(config)
+    verdicts, margin = attack(rewards, answer_format, args.margin, **example)
     _show_attack(verdicts, rewards, margin)
-    return 1 if any(verdict.fault for verdict in verdicts) else 0
+    chancy = unsteady(rewards, answer_format, **example)
+    for sentence in chancy:
+        _console().print(f"{sentence}.", markup=False)
+    return 1 if chancy or any(verdict.fault for verdict in verdicts) else 0
 
 
 def _example_of(config: Config) -> dict[str, Example]:
@@ -199,7 +203,7 @@ def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin:
             f"{reward.label} x{reward.weight:g} pays a wrong answer more than a right one: is the sign right?"
         )
     console.print(f"margin over the honest wrong one: {margin:g} points")
-    console.print(f"{faults} of {len(verdicts)} cases pay more than they should" if faults else "no attack succeeds")
+    console.print(f"{faults} of {len(verdicts)} cases are not paid as they should" if faults else "no attack succeeds")
 
 
 def _console() -> Console:

@@ -98,6 +98,7 @@ ROWS = [
 FORMATS = [
     ("xml", "<reasoning>\n2 and 3 are 5.\n</reasoning>\n<answer>\n5\n</answer>"),
     ("hash", "2 and 3 are 5.\n#### 5"),
+    ("boxed", "2 and 3 are 5.\n\\boxed{5}"),
     ("plain", "8"),  # the second row: without reasoning there is nothing wrong with it
 ]
 

@@ -178,7 +178,7 @@ def test_attack_exits_by_its_outcome(tmp_path: Path) -> None:
     stands = run("attack", "--config", write_config(tmp_path, ""))
     assert stands.returncode == 0 and "no attack succeeds" in stands.stdout, stands.stderr
     falls = run("attack", "--config", write_config(tmp_path, ", args: {published: true}"))
-    assert falls.returncode == 1 and "cases pay more than they should" in falls.stdout
+    assert falls.returncode == 1 and "cases are not paid as they should" in falls.stdout
     assert run("attack", "--config", tmp_path / "none.yaml").returncode == 2
     nothing_beats_nan = run("attack", "--config", tmp_path / "config.yaml", "--margin", "nan")
     assert nothing_beats_nan.returncode == 2 and "--margin" in nothing_beats_nan.stderr

@@ -9,7 +9,7 @@ import pytest
 from llm_grpo.answers.judging import JUDGES
 from llm_grpo.records import Example, Reward
 from llm_grpo.rewards import REWARDS, RewardError, build_reward, guard, lift
-from llm_grpo.rewards.attack import Verdict, attack, attack_cases, backwards
+from llm_grpo.rewards.attack import Verdict, attack, attack_cases, backwards, unsteady
 
 
 def rewards_of(args: dict[str, object], *names: str) -> list[Reward]:
@@ -40,7 +40,7 @@ def test_the_published_rewards_fall() -> None:
     assert {"bare number, right", "two answer blocks, right last", "tags only, in lines"} <= fallen
 
 
-@pytest.mark.parametrize("answer_format", ["hash", "plain"])
+@pytest.mark.parametrize("answer_format", ["hash", "boxed", "plain"])
 def test_the_other_answer_formats(answer_format: str) -> None:
     verdicts, _ = attack(rewards_of({"answer_format": answer_format}, "correctness_reward_func"), answer_format)
     assert [verdict.case.name for verdict in verdicts if verdict.fault] == []
@@ -66,6 +66,14 @@ def likes_length(text: str) -> float:
     return len(text) / 1000
 
 
+def finds_exact(text: str) -> float:
+    return 2.0 * any(f"<answer>\n{gold}\n</answer>" in text for gold in ("42", "-5", "1,234")) * (len(text) < 5000)
+
+
+def echoes(text: str) -> float:
+    return finds_exact(text) + ("How many is that?" in text)
+
+
 def pays_nothing(text: str) -> float:
     return 0.0
 
@@ -74,7 +82,11 @@ WEAK = [
     (finds_anywhere, {"several in one answer", "every number in prose", "right one outside the tags"}, "a substring"),
     (counts_keywords, {"keywords", "keywords, then wrong"}, "a keyword list"),
     (likes_length, {"100,000 letters", "12,500 open tags"}, "length"),
+    (echoes, {"the question again"}, "words of the question"),
     (pays_nothing, {"honest wrong"}, "being right adds nothing"),
+    (finds_anywhere, {"right number, denied", "right number, compared", "right number, at least"}, "words beside it"),
+    (finds_anywhere, {"right number, several units", "the reasoning says right, the answer wrong"}, "and elsewhere"),
+    (finds_exact, {"right, with a unit", "right, with decimals", "right, in LaTeX"}, "it refuses right answers"),
 ]
 
 
@@ -97,6 +109,23 @@ def test_a_reward_may_read_the_tasks_columns_and_its_prompt() -> None:
         attack([Reward("reads", guard(reads, "reads"), 1.0)], "xml")
 
 
+def test_a_reward_that_depends_on_chance_or_its_neighbours_is_named() -> None:
+    calls = []
+
+    def tires(completions, **columns):
+        calls.append(1)
+        return [float(len(calls))] * len(completions)
+
+    def ranks(completions, **columns):
+        return [float(place) for place in range(len(completions))]
+
+    rewards = [Reward(function.__name__, guard(function, function.__name__), 1.0) for function in (tires, ranks)]
+    assert unsteady(rewards_of({}), "xml") == []
+    again, order = unsteady(rewards, "xml")
+    assert again.startswith("tires") and "asked again" in again
+    assert order.startswith("ranks") and "another order" in order
+
+
 def test_a_negative_weight_is_named() -> None:
     both = rewards_of({}, "int_reward_func", "correctness_reward_func")
     turned = [both[0], Reward("correctness_reward_func", both[1].function, -0.1)]
@@ -104,9 +133,13 @@ def test_a_negative_weight_is_named() -> None:
     assert backwards(attack(turned, "xml")[0], turned) == [turned[1]]
 
 
+SAME = ("42 apples", "42.00", "42.", "**42**", "1/2", r"\frac{1}{2}")  # the cases' other writings of the right answer
+
+
 def test_the_margin_decides() -> None:
     def shaped(text: str) -> float:  # a degenerate text may earn 0.5 more than the honest wrong one
-        right = any(f"<answer>\n{gold}\n</answer>" in text for gold in ("42", "-5", "1,234"))
+        said = (text.partition("<answer>\n")[2].partition("\n</answer>")[0],)
+        right = any(said == (gold,) for gold in ("42", "-5", "1,234", *SAME))
         return 2.0 * (right and text.count("<answer>") == 1) + 0.5 * (text == "")
 
     assert faults(verdicts_of(shaped)) == {"empty"}

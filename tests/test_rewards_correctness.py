@@ -65,5 +65,8 @@ def test_other_answer_formats() -> None:
     assert correctness("Budget", "budget", answer_format="plain") == 2.0
     assert correctness("41\n42", "42", answer_format="plain") == 0.0
     assert int_reward("#### 42", "7", answer_format="hash") == 0.5
+    assert correctness("6 x 7 is \\boxed{42}, as said", "42", answer_format="boxed") == 2.0
+    assert correctness("\\boxed{41} or \\boxed{42}", "42", answer_format="boxed") == 0.0
+    assert correctness("42", "42", answer_format="boxed") == 0.0
     with pytest.raises(UserError, match="no 'hsh'. Did you mean 'hash'"):
         correctness("42", "42", answer_format="hsh")

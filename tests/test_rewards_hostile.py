@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llm_grpo.answers.judging import (
     JUDGES,
+    extract_boxed_answer,
     extract_hash_answer,
     extract_xml_answer,
     last_number,
@@ -55,6 +56,11 @@ FAMILIES: dict[str, str] = {  # a unit to repeat, and in braces what stands befo
     "sums": "1+1=2 ",
     "sums without an end": "1+",
     "brackets": "((1",
+    "accents": "e\u0301",
+    "combining marks": "\u0301\u0323",
+    "fraction signs": "\u00bd",
+    "powers of ten": "10^3",
+    "quarters of braces": "{}}{",
 }
 FRAMES = ("{}", "<reasoning>\n{}", "<reasoning>\nx\n</reasoning>\n<answer>\n{}\n</answer>\n")
 
@@ -62,6 +68,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "extract_xml_answer": extract_xml_answer,
     "extract_xml_answer, published": partial(extract_xml_answer, published=True),
     "extract_hash_answer": extract_hash_answer,
+    "extract_boxed_answer": extract_boxed_answer,
+    "only_answer, boxed": partial(only_answer, answer_format="boxed"),
     "only_answer": only_answer,
     "parse_number": parse_number,
     "last_number": last_number,

@@ -98,6 +98,8 @@ def test_cot_clarity(text: str, gold: str | None, score: float | None, published
 def test_answers_behind_hashes() -> None:
     assert cot_clarity(f"{STEPS}\n#### 30", "30", answer_format="hash") == 0.5
     assert conciseness(f"{STEPS}\n#### 30", answer_format="hash") == 0.0
+    assert cot_clarity(f"{STEPS}\n\\boxed{{30}}", "30", answer_format="boxed") == 0.5
+    assert conciseness("\\boxed{30}", answer_format="boxed") == -0.5
     assert conciseness("#### 30", answer_format="hash") == -0.5
     for reward in (conciseness, cot_clarity):
         with pytest.raises(UserError, match="'plain' has no reasoning"):

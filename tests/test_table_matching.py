@@ -122,7 +122,8 @@ def test_a_gold_that_is_no_number_is_told_where_numbers_are_compared(tmp_path: P
 
 FORMED = [
     ("hash", "so\n#### 42", True), ("hash", "#### 41\n#### 42", False), ("hash", "42", False), ("hash", "#### 4\nmore", False),
-    ("plain", "42", True), ("plain", "so\n42", False), ("xml", "#### 42", False),
+    ("boxed", "so \\boxed{42}, as said", True), ("boxed", "\\boxed{41} \\boxed{42}", False), ("boxed", "\\boxed{}", False),
+    ("boxed", "\\boxed{42", False), ("boxed", "42", False), ("plain", "42", True), ("plain", "so\n42", False), ("xml", "#### 42", False),
 ]  # fmt: skip
 
 

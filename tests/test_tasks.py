@@ -219,6 +219,7 @@ def test_a_row_without_a_gold_is_a_bad_one(tmp_path: Path, gold_format: str, wri
 
 
 ANSWERS = [("xml", "<reasoning>\nr\n</reasoning>\n<answer>\n8\n</answer>"), ("hash", "r\n#### 8"), ("plain", "8")]
+ANSWERS += [("boxed", "r\n\\boxed{8}")]
 
 
 @pytest.mark.parametrize(("answer_format", "right"), ANSWERS)
@@ -228,7 +229,7 @@ def test_answer_format_chooses_judge_and_system_prompt(tmp_path: Path, answer_fo
     assert task.judge(right, gold).strict and not task.judge(right.replace("8", "9"), gold).lenient
     for name, text in ANSWERS:
         assert task.judge(text, gold).strict == (name == answer_format), "each format is told from the others"
-    assert {"xml": "<answer>", "hash": "####", "plain": "alone"}[answer_format] in task.system
+    assert {"xml": "<answer>", "hash": "####", "plain": "alone", "boxed": "\\boxed{"}[answer_format] in task.system
     assert table(tmp_path / "t.jsonl", system="Be brief.").system == "Be brief."
 
 
@@ -331,7 +332,7 @@ WRONG_ARGUMENTS = [
     ({"columns": {"qestion": "q"}}, r"columns: there is no 'qestion'\. Did you mean 'question'"),
     ({"columns": ["q"]}, "it takes Mapping"),
     ({"answer_format": "xlm"}, r"answer_format: there is no 'xlm'\. Did you mean 'xml'"),
-    ({"gold_format": "json"}, r"gold_format: there is no 'json'\. Allowed: hash, plain, xml"),
+    ({"gold_format": "json"}, r"gold_format: there is no 'json'\. Allowed: boxed, hash, plain, xml"),
     ({"test_share": 0.6, "validation_share": 0.5}, "stays below 1"),
     ({"test_share": -0.1}, "numbers from 0"),
     ({"validation_share": "5%"}, "it takes float"),

@@ -19,6 +19,7 @@ SYSTEM_PROMPTS = {
     "<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>",
     "hash": "Think the problem through step by step. Close with a line of its own that holds four hash signs and the "
     "final answer, like this:\n#### 42",
+    "boxed": "Think the problem through step by step. Close with the final answer in a box, like this:\n\\boxed{42}",
     "plain": "Reply with the final answer alone, without any explanation.",
 }
 

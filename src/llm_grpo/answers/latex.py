@@ -2,7 +2,10 @@
 
 Two traps are avoided. math-verify's time limits are signals, which only work on the main thread (a reward may run on
 any), so they stay off; and without a limit `9^{9^{9^9}}` never ends, so only formulas that are short and tame by the
-rules below are handed over. Anything else is not equal.
+rules below are handed over. Anything else is not equal. And it rounds: a decimal to six places, a difference to
+fifteen, so that 6.6 \\times 10^{-34} would be 1.6 \\times 10^{-19}. It is given exact fractions and asked for 300
+digits, more than two different formulas of this size can agree in; plain numbers are compared in numerals.py and never
+come here.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import logging
 import math
 import re
+from typing import Any
 
 MAX_LATEX_CHARS = 100
+_DIGITS = 300
 
 _DRESS = re.compile(r"\\(?:boxed|left|right|quad|displaystyle)(?![a-zA-Z])|\\[()\[\] ,;:!%]|\$")
 _NAMED = re.compile(r"^\s*[a-zA-Z]\s*=")  # `x = 42` is 42
@@ -26,8 +31,8 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 
 
 def same_latex(given: str, gold: str) -> bool:
-    """Whether two short formulas, at least one of them LaTeX, have the same value. Both may be anything."""
-    if "\\" not in given + gold or len(given) > MAX_LATEX_CHARS or len(gold) > MAX_LATEX_CHARS:
+    """Whether two short formulas, one of them LaTeX or with a power, have the same value. Both may be anything."""
+    if not any(mark in given + gold for mark in "\\^") or len(given) > MAX_LATEX_CHARS or len(gold) > MAX_LATEX_CHARS:
         return False
     mine, theirs = _undressed(given), _undressed(gold)
     return _is_tame(mine) and _is_tame(theirs) and _verified(mine, theirs)
@@ -60,4 +65,14 @@ def _verified(given: str, gold: str) -> bool:
 
     reading = (LatexExtractionConfig(),)
     found = [parse(f"${text}$", reading, fallback_mode="no_fallback", parsing_timeout=None) for text in (gold, given)]
-    return all(found) and verify(found[0], found[1], timeout_seconds=None)
+    if not all(found):
+        return False
+    exact = [_exact(formulas[0]) for formulas in found]
+    return verify(exact[0], exact[1], numeric_precision=_DIGITS, timeout_seconds=None)
+
+
+def _exact(formula: Any) -> Any:
+    """The formula with each decimal as the fraction that was written."""
+    from sympy import Float, Rational
+
+    return formula.xreplace({decimal: Rational(str(decimal)) for decimal in formula.atoms(Float)})

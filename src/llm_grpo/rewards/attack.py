@@ -2,11 +2,14 @@
 
 The rule: no degenerate completion may earn more than an honest right one, nor more than the honest wrong one by a
 margin. Without a wish the margin is a tenth of what getting it right adds: less than that is shaping, more is a lesson.
-A right answer that only lacks its reasoning is not listed: it is right, and the format rewards speak of the rest.
+A right answer that only lacks its reasoning is not listed: it is right, and the format rewards speak of the rest. The
+right answer in another writing has to earn more than the honest wrong one, by the same margin; and a reward is asked
+twice, since one that depends on its neighbours or on chance cannot be learnt from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +33,8 @@ MANY = 100_000
 
 @dataclass(frozen=True)
 class Case:
-    """A completion with its gold. kind: right and wrong are honest, the rest is degenerate."""
+    """A completion with its gold. kind: right and wrong are honest, equivalent is right in another writing, the rest is
+    degenerate."""
 
     name: str
     kind: str
@@ -52,8 +56,8 @@ def honest(answer_format: str, answer: str, thought: str = THOUGHT) -> str:
     return write_answer(answer_format, thought, answer)
 
 
-def attack_cases(answer_format: str) -> list[Case]:
-    """All cases for one answer format (FORMATS): the honest ones first."""
+def attack_cases(answer_format: str, example: Example = ASKED) -> list[Case]:
+    """All cases for one answer format (FORMATS): the honest ones first. The example's question is echoed."""
     if answer_format == "labels":
         return _label_cases()
     right, wrong = honest(answer_format, RIGHT), honest(answer_format, WRONG)
@@ -80,7 +84,32 @@ def attack_cases(answer_format: str) -> list[Case]:
         Case("100,000 digits as answer", "degenerate", honest(answer_format, "4" * MANY)),
         Case("100,000 characters of thought", "degenerate", honest(answer_format, WRONG, "so " * (MANY // 3))),
     ]
-    return cases + {"xml": _xml_cases, "hash": _hash_cases, "plain": list}[answer_format]()
+    own = {"xml": _xml_cases, "hash": _hash_cases, "boxed": _bare_cases, "plain": list}[answer_format]()
+    question = example.prompt[-1]["content"]
+    return [*cases, *own, *_reading_cases(answer_format), Case("the question again", "degenerate", question)]
+
+
+def _reading_cases(answer_format: str) -> list[Case]:
+    """The right number with something beside it: what makes it another answer, and what does not."""
+    contradicted = honest(answer_format, WRONG, f"{THOUGHT}\nSo the answer is {RIGHT}.")
+    other = {
+        "denied": f"not {RIGHT}",
+        "compared": f"less than {RIGHT}",
+        "at least": f"{RIGHT} or more",
+        "about": f"about {RIGHT}",
+        "multiplied": f"{RIGHT} million",
+        "the other sign": f"minus {RIGHT}",
+        "a factorial": f"{RIGHT}!",
+        "several units": f"{RIGHT} apples, {RIGHT} boxes, {RIGHT} dollars",
+    }
+    same = {"a unit": f"{RIGHT} apples", "decimals": f"{RIGHT}.00", "a full stop": f"{RIGHT}.", "bold": f"**{RIGHT}**"}
+    return [
+        Case("the reasoning says right, the answer wrong", "degenerate", contradicted),
+        *(Case(f"right number, {name}", "degenerate", honest(answer_format, text)) for name, text in other.items()),
+        *(Case(f"right, with {name}", "equivalent", honest(answer_format, text)) for name, text in same.items()),
+        Case("right, a fraction", "equivalent", honest(answer_format, "1/2"), "0.5"),
+        Case("right, in LaTeX", "equivalent", honest(answer_format, r"\frac{1}{2}"), "1/2"),
+    ]
 
 
 def _guesses() -> list[str]:
@@ -138,6 +167,8 @@ def _label_cases() -> list[Case]:
         "two actions, right first": right + wrong,
         "right one nested": f"<respond> {right} </respond>",
         "every set": "".join(map(write_action, LABEL_SETS)),
+        "denied": "<respond> not Budget, Need </respond>",
+        "the labels' names": ", ".join(LABELS),
         "every word": f"<respond> {', '.join([*LABELS, 'None'])} </respond>",
         "100,000 letters": f"<respond> {'a' * MANY} </respond>",
         "11,000 open tags": "<respond>" * (MANY // 9),
@@ -153,11 +184,8 @@ def attack(
     example: one of the task's, whose conversation and columns every case is given, so that a reward that reads more
     than the answer can be tried; the answer is the case's own.
     """
-    cases = attack_cases(answer_format)
-    columns = columns_of([example] * len(cases))
-    columns |= {"prompts": [list(example.prompt)] * len(cases), "answer": [case.gold for case in cases]}
-    completions = [[{"role": "assistant", "content": case.text}] for case in cases]
-    lists = {reward.label: reward.function(completions=completions, **columns) for reward in rewards}
+    cases = attack_cases(answer_format, example)
+    lists = _scored(rewards, cases, example)
     scores = [{label: values[row] for label, values in lists.items()} for row in range(len(cases))]
     totals = [weighted_sum(rewards, row) or 0.0 for row in scores]
     right = min(total for case, total in zip(cases, totals, strict=True) if case.kind == "right")
@@ -167,9 +195,39 @@ def attack(
     return [Verdict(*row) for row in zip(cases, scores, totals, faults, strict=True)], margin
 
 
+def unsteady(rewards: Sequence[Reward], answer_format: str, example: Example = ASKED) -> list[str]:
+    """A sentence for each reward that scores the same cases otherwise when asked again, or in another order."""
+    cases = attack_cases(answer_format, example)
+    first, again = _scored(rewards, cases, example), _scored(rewards, cases, example)
+    turned = _scored(rewards, cases[::-1], example)
+    said = []
+    for label, scores in first.items():
+        if not _same_scores(scores, again[label]):
+            said.append(f"{label} gives the same completions other scores when it is asked again")
+        elif not _same_scores(scores, turned[label][::-1]):
+            said.append(f"{label} gives the same completions other scores in another order")
+    return said
+
+
+def _scored(rewards: Sequence[Reward], cases: Sequence[Case], example: Example) -> dict[str, list[float | None]]:
+    """The scores of every case by reward, with the example's conversation and columns and the case's gold."""
+    columns = columns_of([example] * len(cases))
+    columns |= {"prompts": [list(example.prompt)] * len(cases), "answer": [case.gold for case in cases]}
+    completions = [[{"role": "assistant", "content": case.text}] for case in cases]
+    return {reward.label: reward.function(completions=completions, **columns) for reward in rewards}
+
+
+def _same_scores(some: Sequence[float | None], others: Sequence[float | None]) -> bool:
+    """A ten-thousandth is forgiven to a model whose sums depend on the batch."""
+    return all(
+        a is b if a is None or b is None else math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
 def backwards(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> list[Reward]:
     """Those whose weighted score is lower for the honest right answer than for the honest wrong one."""
-    first = {v.case.kind: v.scores for v in reversed(verdicts) if v.case.kind != "degenerate"}
+    first = {v.case.kind: v.scores for v in reversed(verdicts) if v.case.kind in ("right", "wrong")}
     both = [(r, first["right"][r.label], first["wrong"][r.label]) for r in rewards]
     return [r for r, right, wrong in both if None not in (right, wrong) and r.weight * right < r.weight * wrong]
 
@@ -178,7 +236,9 @@ def _fault(case: Case, total: float, right: float, wrong: float, margin: float) 
     """Empty where the case earns no more than it may; a billionth is forgiven to floating-point sums."""
     if case.kind == "wrong":
         return "no less than the honest right" if total >= right - 1e-9 else ""
-    if case.kind == "right":
+    if case.kind == "equivalent" and total <= min(wrong + margin, right) + 1e-9 < right:
+        return "right, and paid like a wrong one"
+    if case.kind in ("right", "equivalent"):
         return ""
     if total > right + 1e-9:
         return "beats the honest right"

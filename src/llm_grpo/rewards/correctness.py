@@ -18,7 +18,7 @@ def correctness(
     """0 or 2: the one answer in its tags has the gold's value (published: its exact characters, tags or not).
 
     Without tags, or with several answer blocks, there is no answer to pay. None where the row has no gold.
-    answer_format: xml, hash or plain, as the task asks for it. match: value, number, text or exact, as the task says.
+    answer_format (xml, hash, boxed, plain) and match (value, number, text, exact): as the task asks for them.
     fuzzy belongs to one published function (S3): 1 point and a hundredth of the likeness in percent where that is 80 or
     more, so that 180 earns 1.8 where 18 is right.
     """
@@ -42,7 +42,7 @@ def int_reward(
 
     By value, so that `-5`, `1,234` and `42.0` count and a superscript does not. None where the gold is known and is
     no integer: otherwise a wrong integer would be paid for what the right answer cannot have.
-    answer_format: xml, hash or plain, as the task asks for it.
+    answer_format: xml, hash, boxed or plain, as the task asks for it.
     """
     _known(answer_format)
     if published:

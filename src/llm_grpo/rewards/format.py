@@ -20,7 +20,7 @@ def strict_format(text: str, *, published: bool = False, dotall: bool = True, an
     """0 or 0.5: exactly the two blocks, once each, filled, nothing outside them (published: line by line).
 
     dotall belongs to the published pattern: False is the early gist, whose `.` does not cross lines.
-    answer_format: hash asks for one `####` with one line behind it, plain for one line, instead of the blocks.
+    answer_format: hash asks for one `####` with one line behind it, boxed for one `\\boxed{}`, plain for one line.
     """
     _only_published(published, dotall)
     if answer_format not in FORMATS or (published and answer_format != "xml"):

@@ -27,7 +27,7 @@ def conciseness(text: str, *, published: bool = False, answer_format: str = "xml
     """-0.5 to 0: minus 0.01 for each word above free_words, tags apart (published: above 50 in the reasoning).
 
     Without any reasoning it is -0.5: leaving it out must not be the shortest way. All words count, so that none are
-    spared by writing them outside the block. answer_format: xml or hash, as the task asks for it.
+    spared by writing them outside the block. answer_format: xml, hash or boxed, as the task asks for it.
     """
     if published:
         words, free = len(_published_reasoning(text).split()), 50
@@ -59,7 +59,7 @@ def cot_clarity(
     At least one calculation of the reasoning comes to the answer that is given, none in it is wrong, and that answer is
     the gold's. A wrong answer is not paid for its style: any sum can be written down for any number. How many steps
     there are pays nothing, so that none are padded. Without a gold only the calculations are looked at; None where the
-    gold is no number. answer_format: xml or hash, as the task asks for it.
+    gold is no number. answer_format: xml, hash or boxed, as the task asks for it.
     """
     if published:
         reasoning = _published_reasoning(text).lower()
@@ -89,12 +89,15 @@ def _repeated(words: list[str], span: int) -> float:
 
 
 def _reasoning(text: str, answer_format: str) -> str | None:
-    """What stands in the one reasoning block, or before the first `####`; None where that is nothing."""
-    if answer_format not in ("xml", "hash"):
-        allowed = did_you_mean(str(answer_format), ("xml", "hash"))
+    """What stands in the one reasoning block, or before the `####` or the last box; None where that is nothing."""
+    if answer_format not in ("xml", "hash", "boxed"):
+        allowed = did_you_mean(str(answer_format), ("xml", "hash", "boxed"))
         raise UserError(f"answer_format: '{answer_format}' has no reasoning to look at.{allowed}")
     if answer_format == "hash":
         before, mark, _ = text.partition("####")
+        return before if mark and before.strip() else None
+    if answer_format == "boxed":
+        before, mark, _ = text.rpartition("\\boxed")
         return before if mark and before.strip() else None
     opened, closed = text.find(TAGS[0]), text.find(TAGS[1])
     if text.count(TAGS[0]) != 1 or text.count(TAGS[1]) != 1 or opened > closed:

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_grpo.answers.judging import JUDGES, MATCHES, extract_hash_answer, extract_xml_answer, parse_number
+from llm_grpo.answers.judging import (
+    JUDGES,
+    MATCHES,
+    extract_boxed_answer,
+    extract_hash_answer,
+    extract_xml_answer,
+    parse_number,
+)
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
@@ -25,6 +32,7 @@ GOLD_FORMATS: dict[str, Callable[[str], str | None]] = {
     "plain": str.strip,
     "hash": last_hash_answer,
     "xml": extract_xml_answer,
+    "boxed": extract_boxed_answer,
 }
 
 
@@ -61,8 +69,8 @@ def _task_reading(read: Callable[[Path], Iterator[Row]], kind: str) -> Callable[
 
         columns: our names (question, answer, id) to the file's. Other columns go to Example.meta; without an id column
             an example is called by its file and line.
-        answer_format: how the model is to answer: xml, hash or plain.
-        gold_format: how the gold stands in the answer column: xml, hash or plain.
+        answer_format: how the model is to answer: xml, hash, boxed or plain.
+        gold_format: how the gold stands in the answer column: xml, hash, boxed or plain.
         match: when an answer is the gold: value (as text, number or formula), number, text (case and spaces aside) or
             exact (every character).
         validation_share, test_share: drawn from `path` by a hash of the question where the split has no file of its
@@ -178,7 +186,7 @@ def _example(default_id: str, row: Mapping[str, Any], layout: Layout) -> Example
         raise BadRowError(f"'{answer[:40]}' in '{layout.answer}' is no number (task.args.match)")
     identity = _text_or_number(row, layout.id) if layout.id else default_id
     meta = {name: value for name, value in row.items() if name not in (layout.question, layout.answer, layout.id)}
-    if layout.gold_format == "hash":
+    if layout.gold_format in ("hash", "boxed"):
         meta.setdefault("solution", row[layout.answer])  # what stands before the mark is how it is solved
     return Example(identity, ({"role": "user", "content": question},), answer, meta)
 
