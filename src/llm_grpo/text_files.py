@@ -1,4 +1,4 @@
-"""What a text file is: UTF-8, with or without a byte-order mark. Anything else is named as what it is, with a way out."""
+"""What a text file is: UTF-8, with or without a byte-order mark. Anything else is named, with what to do."""
 
 from __future__ import annotations
 

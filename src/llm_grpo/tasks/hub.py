@@ -47,14 +47,10 @@ def hub(
     split, validation_split, test_split: the data set's own names; a split that is not named is drawn from `split` by
         a hash of the question. The rest is as in the tasks of files (table.py).
     """
-    owned, files = path, None
-    if path.startswith("hf://"):
-        owner, repository, *rest = path.removeprefix("hf://").removeprefix("datasets/").split("/") + [""]
-        repository, _, at = repository.partition("@")
-        owned, files, revision = f"{owner}/{repository}", "/".join(rest).strip("/") or None, revision or at or None
+    owned, at, files = hub_name(path)
 
     def find(_: str, own: str) -> Source:
-        place = HubSplit(owned, name, revision, files, own)
+        place = HubSplit(owned, name, revision or at, files, own)
         return Source(read_hub, place, f"{owned}/{own}", f"{Path(owned).name}/{own}")
 
     return table_task(
@@ -70,6 +66,16 @@ def hub(
         test_share=test_share,
         max_bad_share=max_bad_share,
     )
+
+
+def hub_name(path: str) -> tuple[str, str | None, str | None]:
+    """(owner/name or folder, revision, files) of what may be written as hf://datasets/owner/name@revision/files."""
+    if not path.startswith("hf://"):
+        return path, None, None
+    owner, _, rest = path.removeprefix("hf://").removeprefix("datasets/").partition("/")
+    repository, _, files = rest.partition("/")
+    repository, _, revision = repository.partition("@")
+    return f"{owner}/{repository}", revision or None, files or None
 
 
 def read_hub(place: HubSplit, way_out: str = WAY_OUT) -> Iterator[Row]:
