@@ -21,6 +21,7 @@ from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import Policy, count_positions_from_mask
+from llm_grpo.problems import table_of
 from llm_grpo.records import Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
@@ -43,7 +44,7 @@ class RecordingTrainer(GRPOTrainer):
     ) -> None:
         self._examples, self._record = [problem.example for problem in problems], record
         self._prepare_seconds = 0.0
-        super().__init__(*args, **kwargs, train_dataset=dataset_of(problems))
+        super().__init__(*args, **kwargs, train_dataset=Dataset.from_dict(table_of(problems)))
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -144,13 +145,6 @@ def build_trainer(
     watch.validation.metrics = trainer._metrics["train"]
     watch.hyperparameters.loggers = trainer.callback_handler.callbacks
     return trainer
-
-
-def dataset_of(problems: Sequence[Problem]) -> Dataset:
-    """One row per problem: `prompt` as messages, and `row`, its place among them. The data's own columns stay out:
-    Arrow takes one type a column, and would make texts of 3 beside 2.5, or end with an error."""
-    messages = [list(problem.messages) for problem in problems]
-    return Dataset.from_dict({"prompt": messages, "row": list(range(len(problems)))})
 
 
 def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path | None) -> tuple[float, bool]:
