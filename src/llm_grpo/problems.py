@@ -49,12 +49,6 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
     return Prepared(split, problems, loaded.bad_rows, tuple(too_long))
 
 
-def table_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """What TRL's dataset holds: `prompt` as messages, and `row`, the problem's place. The columns that rewards read
-    stay out of it: Arrow takes one type a column, and would make texts of 3 beside 2.5, or end with an error."""
-    return {"prompt": [list(problem.messages) for problem in problems], "row": list(range(len(problems)))}
-
-
 def _too_long(split: str, prompts: Sequence[tuple[str, int]], count: int, answer: int, window: int) -> str:
     named = ", ".join(f"{name} ({tokens} tokens)" for name, tokens in prompts[:5])
     more = f" and {len(prompts) - 5} more" if len(prompts) > 5 else ""

@@ -21,8 +21,7 @@ from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import Policy, count_positions_from_mask
-from llm_grpo.problems import table_of
-from llm_grpo.records import Problem, Reward, Task, columns_of
+from llm_grpo.records import Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
@@ -32,9 +31,12 @@ from llm_grpo.training.watching import Watch
 
 
 class RecordingTrainer(GRPOTrainer):
-    """TRL's trainer, unchanged in what it computes: it also times its phases, hands over every completion, keeps the
-    log-probabilities of what transformers sampled (with off_policy_mask_threshold TRL uses them), and shows rewards the
-    columns of the examples themselves.
+    """TRL's trainer, unchanged in what it computes: it also times its phases, hands over every completion, and keeps
+    the log-probabilities of what transformers sampled (with off_policy_mask_threshold TRL uses them).
+
+    Its dataset holds the number of a problem and nothing else: what is asked and what rewards read comes from the
+    problem itself. Arrow takes one type a column (3 beside 2.5 would be texts, or the end of the run), and Unsloth
+    hands every text column that the chat template names to the template.
 
     The overridden names are TRL's own seams; tests/test_training.py holds them for the pinned version.
     """
@@ -42,9 +44,10 @@ class RecordingTrainer(GRPOTrainer):
     def __init__(
         self, *args: Any, problems: Sequence[Problem], record: Callable[..., dict[str, float]], **kwargs: Any
     ) -> None:
-        self._examples, self._record = [problem.example for problem in problems], record
+        self.problems, self._record = problems, record
         self._prepare_seconds = 0.0
-        super().__init__(*args, **kwargs, train_dataset=Dataset.from_dict(table_of(problems)))
+        rows = Dataset.from_dict({"problem": list(range(len(problems)))})
+        super().__init__(*args, **kwargs, train_dataset=rows)
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -78,18 +81,21 @@ class RecordingTrainer(GRPOTrainer):
                 self._metrics["train"][drift.METRIC].append(gap(now, sampled, mask))
         return loss
 
+    def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
+        return [self.problems[row["problem"]].example for row in inputs]
+
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        columns = columns_of([self._examples[row["row"]] for row in inputs])
+        columns = columns_of(self._examples(inputs))
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         with self._timed("rewards"):
             return super()._calculate_rewards(rows, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
-        output = super()._generate_and_score_completions(inputs)
+        asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
+        output = super()._generate_and_score_completions(asked)
         self._prepare_seconds += time.perf_counter() - start
-        examples = [self._examples[row["row"]] for row in inputs]
-        extra = self._record(self.state.global_step + 1, examples, output, self._logs)
+        extra = self._record(self.state.global_step + 1, self._examples(inputs), output, self._logs)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
         return output
