@@ -9,9 +9,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import eval as eval_script
 import infer
+import train
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import NotAtHandError, UserError
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Task
@@ -247,15 +250,26 @@ def test_a_file_on_the_hub_is_the_hubs_task() -> None:
 # --- what a plan can go on without -------------------------------------------------------------------------------
 
 
-def test_only_what_is_missing_is_not_at_hand(tmp_path: Path) -> None:
+def planned(task: dict) -> int:
+    return train.dry_run(load_config(ROOT / "configs" / "demo.yaml", [f"task={json.dumps(task)}"], environment={}))
+
+
+AWAY = [
+    ({"name": "jsonl", "args": {"path": "nowhere.jsonl"}}, "a file that is not there"),
+    ({"name": "gsm8k", "args": {"path": "nowhere"}}, "a folder that is not there"),
+    ({"name": "lead_qualification", "args": {"path": "nowhere.csv"}}, "a table that is not there"),
+    ({"name": "hub", "args": {"path": "nobody/nothing"}}, "a data set that cannot be reached"),
+]
+
+
+@pytest.mark.parametrize(("task", "why"), AWAY, ids=[row[1] for row in AWAY])
+def test_a_plan_goes_on_without_what_is_not_at_hand(task: dict, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert planned(task) == 0, why
+    assert "The data are not at hand" in capsys.readouterr().out
+
+
+def test_a_plan_does_not_go_on_with_broken_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = written(tmp_path / "t.jsonl", LINES + "{broken\n")
-    with pytest.raises(UserError) as error:
-        task_of("jsonl", broken).load("train")
-    assert not isinstance(error.value, NotAtHandError)
-    for task in (task_of("jsonl", tmp_path / "x"), build_task("gsm8k", {"path": "x"}), task_of_calls(tmp_path / "x")):
-        with pytest.raises(NotAtHandError):
-            task.load("train")
-
-
-def task_of_calls(path: Path) -> Task:
-    return build_task("lead_qualification", {"path": str(path)})
+    with pytest.raises(UserError, match=f"1 of 5 rows cannot be used(.|\n)*{broken}:5: broken JSON"):
+        planned({"name": "jsonl", "args": {"path": str(broken)}})
+    assert "not at hand" not in capsys.readouterr().out
