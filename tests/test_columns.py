@@ -21,6 +21,8 @@ COLUMNS = [
     ("mixed", ["7", 7], "a text beside a number"),
     ("nested", [{"a": 1}, {"b": [1, {"c": None}]}], "objects with different keys"),
     ("question", [8, 9], "a column that is called as what a person is shown"),
+    ("image", ["a.png", None], "a name that means a picture to TRL, had it been in its dataset"),
+    ("role", ["a", "b"], "a name that chat templates use, which Unsloth would hand to them"),
     ("prompt", ["mine", "mine"], "a name that is TRL's own does not reach a reward"),
 ]
 REWARD = """

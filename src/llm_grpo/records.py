@@ -142,10 +142,9 @@ class Task:
     metrics: Callable[[Sequence[Scored]], Metrics] | None = None
 
 
-# Names TRL gives to every reward function itself; a data column of the same name would collide.
+# Names that stand for something else wherever a reward is called: TRL gives them, or keeps them from rewards.
 RESERVED_COLUMNS = frozenset({"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state",
-                              "log_extra", "log_metric", "environment", "environments", "image", "images",
-                              "tools"})  # fmt: skip
+                              "log_extra", "log_metric", "environments"})  # fmt: skip
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
