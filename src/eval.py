@@ -17,6 +17,7 @@ from llm_grpo import command
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.text_files import open_json_lines, read_text
 
 console = command.console()
 
@@ -119,16 +120,17 @@ def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
     texts = read_completions(Path(args.completions))
-    examples = task.load(args.split).examples[: args.limit]
+    examples = task.load(args.split).examples
     known = {example.id for example in examples}
     if unknown := [name for name in texts if name not in known]:
         raise UserError(
             f"{args.completions}: {len(unknown)} ids are not in the {args.split} split, the first is '{unknown[0]}'."
         )
+    examples = examples[: args.limit]  # the file may answer more than is asked for
     problems = [Problem(example, example.prompt) for example in examples]
     completions = [Completion(texts.get(example.id, ""), tokens=0) for example in examples]
     report = report_on(score(task, problems, completions, rewards), rewards, task)
-    missing = len(examples) - len(texts)
+    missing = sum(example.id not in texts for example in examples)
     what = f"{args.completions}{f' ({missing} problems without a completion count as wrong)' if missing else ''}"
     return {"what": what, "split": args.split, **report, "mean_tokens": None, "truncated_share": None}
 
@@ -138,7 +140,7 @@ def read_completions(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"--completions: there is no file {path}.")
     texts: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_text(open_json_lines(path)).split("\n"), start=1):
         if not line.strip():
             continue
         try:

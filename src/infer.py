@@ -22,6 +22,7 @@ from rich.panel import Panel
 from llm_grpo import command
 from llm_grpo.errors import UserError
 from llm_grpo.records import Completion, Message
+from llm_grpo.text_files import open_json_lines, read_text
 
 if TYPE_CHECKING:
     from llm_grpo.rollouts import Engine, Sampling
@@ -113,7 +114,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     path, name = Path(args.prompts), "standard input" if args.prompts == "-" else args.prompts
     if args.prompts != "-" and not path.is_file():
         raise UserError(f"--prompts: there is no file {path}.")
-    text = sys.stdin.read() if args.prompts == "-" else path.read_text(encoding="utf-8")
+    text = sys.stdin.read().removeprefix("\ufeff") if args.prompts == "-" else read_text(open_json_lines(path))
     prompts = [_prompt(line, f"{name}:{i}") for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not prompts:
         raise UserError(f"{name} holds no prompts.")

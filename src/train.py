@@ -18,7 +18,7 @@ from rich.panel import Panel
 from llm_grpo import command, runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
-from llm_grpo.errors import UserError
+from llm_grpo.errors import NotAtHandError, UserError
 from llm_grpo.report import notices
 from llm_grpo.runs import Run
 
@@ -61,7 +61,7 @@ def dry_run(config: Config) -> int:
     console.print(settings_table(config))
     try:
         examples = len(task.load("train").examples)
-    except UserError as error:
+    except NotAtHandError as error:
         examples = task.published_train_size
         known = f"counted by their published size ({examples:,})" if examples else "so shares of them are not known"
         console.print(f"The data are not at hand, {known}: {error}", style="yellow", markup=False)

@@ -165,7 +165,7 @@ def test_seeds_belong_to_step_and_batch_and_fit_vllm() -> None:
 
 def test_two_batches_of_one_step_are_drawn_apart(trainer) -> None:
     """With several generation batches a step TRL syncs once; the seeds must not come again."""
-    rollouts, ids = trainer.vllm_generation, [trainer.train_dataset[0]["prompt"]] * 4
+    rollouts, ids = trainer.vllm_generation, [list(trainer.problems[0].messages)] * 4
     prompts = [[5, 9, 30, 41]] * len(ids)
     first, second = (rollouts.generate(prompts, None, 1, contextlib.nullcontext())[1] for _ in range(2))
     assert first != second
@@ -246,7 +246,7 @@ def test_a_4_bit_policy_is_answered_for_from_its_own_weights(tmp_path: Path) -> 
     mask = output["completion_mask"].bool()
     gap = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs()[mask]
     assert gap.max() < 1e-3, gap.max()
-    prompts = [row["prompt"] for row in trainer.train_dataset.select(range(8))]
+    prompts = [list(problem.messages) for problem in trainer.problems[:8]]
     reference = TransformersEngine(trainer.model, trainer.processing_class)
     said = [e.generate(prompts, Sampling(max_tokens=12)) for e in (engine, reference)]
     assert said[0] == said[1], "greedy, as transformers over the 4-bit layers says it"

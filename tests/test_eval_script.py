@@ -15,7 +15,7 @@ from llm_grpo.tasks import build_task
 @pytest.fixture(scope="module")
 def examples():
     config = load_config(ROOT / "configs" / "demo.yaml", environment={})
-    return build_task(config.task.name, config.task.args).load("test").examples[:6]
+    return build_task(config.task.name, config.task.args).load("test").examples[:7]
 
 
 def completions(path: Path, rows: list[dict]) -> Path:
@@ -64,6 +64,8 @@ def test_completions_made_elsewhere(tmp_path: Path, examples) -> None:
     texts = [in_format(examples[0].answer), examples[1].answer, in_format("-1"), "no idea"]
     rows = [{"id": e.id, "completion": text} for e, text in zip(examples, texts, strict=False)]
     file, output = completions(tmp_path / "c.jsonl", rows), tmp_path / "scores.json"
+    with file.open("a") as more:
+        more.write(json.dumps({"id": examples[6].id, "completion": "beyond the limit: not asked for"}) + "\n")
     words = ["--config", "configs/demo.yaml", "--limit", "6", "--output", output]
     done = run_script("src/eval.py", "--completions", file, *words)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "llm_grpo"
 LAYERS = {
-    **dict.fromkeys(["errors", "records", "config", "answers", "prompts", "diagnosis", "device"], 0),
+    **dict.fromkeys(["errors", "records", "config", "answers", "prompts", "diagnosis", "device", "text_files"], 0),
     **dict.fromkeys(["rewards", "tasks", "runs", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),
     **dict.fromkeys(

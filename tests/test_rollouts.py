@@ -170,6 +170,21 @@ def test_small_batches_change_nothing(tokenizer) -> None:
     assert small.generate(PROMPTS, Sampling(max_tokens=8)) == whole.generate(PROMPTS, Sampling(max_tokens=8))
 
 
+def test_no_pass_holds_more_than_a_batch_however_many_answers_are_asked_for(tokenizer) -> None:
+    model, rows, done = adapted_model(), [], []
+    model.base_model.model.model.embed_tokens.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    engine, drawn = (
+        TransformersEngine(model, tokenizer, batch_size=4),
+        Sampling(max_tokens=6, temperature=1.5, n=10, seed=1),
+    )
+    groups = engine.generate(PROMPTS, drawn, done.append)
+    assert max(rows) == 4 and [len(group) for group in groups] == [10] * 3 and sum(done) == 3
+    assert engine.generate(PROMPTS, drawn) == groups, "the seed repeats"
+    assert all(len({answer.text for answer in group}) > 5 for group in groups), "each of them is drawn anew"
+    one = engine.generate(PROMPTS, Sampling(max_tokens=8, temperature=1e-6, n=10, seed=1))
+    assert [group[9] for group in one] == [g[0] for g in engine.generate(PROMPTS, Sampling(max_tokens=8))], "in order"
+
+
 def test_truncation_is_seen(engine) -> None:
     cut = engine.generate(PROMPTS[:1], Sampling(max_tokens=3))[0][0]
     assert cut.truncated and cut.tokens == 3

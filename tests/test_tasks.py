@@ -14,7 +14,7 @@ from llm_grpo.answers.judging import same_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Split, Task
 from llm_grpo.tasks import build_task
-from llm_grpo.tasks import rows as rows_module
+from llm_grpo.tasks.readers import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SPLITS = ("train", "validation", "test")
@@ -97,7 +97,7 @@ def test_bytes_that_are_not_utf8_cost_one_row(tmp_path: Path) -> None:
     file = folder / "train.jsonl"
     file.write_bytes(b'{"question": "caf\xe9?", "answer": "#### 1"}\r\n\r\n' + file.read_bytes())
     split = build_task("gsm8k", {"path": str(folder), "validation_size": 0, "max_bad_share": 0.5}).load("train")
-    assert [(bad.line, bad.reason) for bad in split.bad_rows] == [(1, "'question' is not valid UTF-8")]
+    assert [(bad.line, bad.reason) for bad in split.bad_rows] == [(1, "'question' is not valid UTF-8 (the byte 0xe9)")]
     assert [example.id for example in split.examples] == ["gsm8k/train/3", "gsm8k/train/4", "gsm8k/train/5"]
 
 
@@ -142,7 +142,7 @@ def test_gsm8k_offline_says_the_way_out() -> None:
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src"), "HF_HOME": "/nonexistent"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    for part in ("UserError: gsm8k: openai/gsm8k cannot be had", "task.args.path", "LLM_GRPO_DATA"):
+    for part in ("NotAtHandError: openai/gsm8k cannot be had", "task.args.path", "LLM_GRPO_DATA"):
         assert part in last
 
 
@@ -369,7 +369,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     code = f"f = open({str(file)!r}, 'w')\nwhile True: f.write('{{}}\\n')"
     writer = subprocess.Popen([sys.executable, "-c", code])
     try:
-        rows = rows_module.read_jsonl(file)
+        rows = read_jsonl(file)
         assert [next(rows).line for _ in range(1000)] == list(range(1, 1001))
     finally:
         writer.kill()

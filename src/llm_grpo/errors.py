@@ -15,6 +15,10 @@ class UserError(ValueError):
     """A mistake in what the user gave us (config, data, arguments), told in the user's words."""
 
 
+class NotAtHandError(UserError):
+    """Data that are not there, or cannot be reached from here: a plan can be made without them."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """' Did you mean X?' with the nearest allowed name; else what is allowed (of a long list, the five nearest)."""
     names = sorted(allowed)

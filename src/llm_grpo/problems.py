@@ -12,7 +12,7 @@ from llm_grpo.answers.judging import format_of, write_answer
 from llm_grpo.config.schema import Config, RewardSpec
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length, with_known_roles, with_system
-from llm_grpo.records import BadRow, Example, Message, Problem, Reward, Task, columns_of
+from llm_grpo.records import BadRow, Example, Message, Problem, Reward, Task
 from llm_grpo.rewards import build_reward
 from llm_grpo.tasks import build_task
 
@@ -47,15 +47,6 @@ def prepare(task: Task, split: str, config: Config, tokenizer: Any, limit: int |
         raise UserError(f"The {split} split of task {task.name} is empty; give it some problems (task.args).")
     problems = tuple(Problem(example, tuple(messages)) for example, messages in kept)
     return Prepared(split, problems, loaded.bad_rows, tuple(too_long))
-
-
-def table_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """The columns the trainer reads: `prompt` as messages, `answer`, `id` and those of `meta`, one type each."""
-    columns = columns_of([problem.example for problem in problems])
-    for name, values in columns.items():
-        if len({type(value) for value in values if value is not None}) > 1:  # Arrow takes one type a column
-            columns[name] = [None if value is None else str(value) for value in values]
-    return {"prompt": [list(problem.messages) for problem in problems], **columns}
 
 
 def _too_long(split: str, prompts: Sequence[tuple[str, int]], count: int, answer: int, window: int) -> str:

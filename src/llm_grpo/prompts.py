@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.records import Example, Message
+from llm_grpo.text_files import open_text, read_text
 
 # The default system prompt of each answer format; the names are those of answers.JUDGES.
 SYSTEM_PROMPTS = {
@@ -101,7 +102,7 @@ def _template_file(template: str) -> str:
     if not path.is_file():
         near = did_you_mean(template, TEMPLATES)
         raise UserError(f"prompt.template: '{template}' is neither a built-in template nor a file.{near}")
-    return path.read_text(encoding="utf-8")
+    return read_text(open_text(path))
 
 
 def render(messages: Sequence[Message], tokenizer: Any) -> str:

@@ -15,17 +15,22 @@ RewardFunction = Callable[..., "list[float | None]"]  # TRL's: f(prompts, comple
 
 @dataclass(frozen=True)
 class Example:
-    """One problem: what is asked (without the system prompt) and the gold answer."""
+    """One problem: what is asked (without the system prompt) and the gold answer.
+
+    meta: columns of the data that rewards may read, whatever they are called and hold.
+    shown: what a person is shown of it, where the last message does not say it.
+    """
 
     id: str
     prompt: tuple[Message, ...]
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    shown: str = ""
 
     @property
     def question(self) -> str:
-        """What a person is shown of it: `meta["question"]` where the last message does not say it, else that."""
-        return self.meta.get("question") or self.prompt[-1]["content"]
+        """What a person is shown of it: `shown`, else the last message."""
+        return self.shown or self.prompt[-1]["content"]
 
 
 @dataclass(frozen=True)
@@ -137,14 +142,18 @@ class Task:
     metrics: Callable[[Sequence[Scored]], Metrics] | None = None
 
 
-# Names TRL gives to every reward function itself; a data column of the same name would collide.
+# Names that stand for something else wherever a reward is called: TRL gives them, or keeps them from rewards.
 RESERVED_COLUMNS = frozenset({"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state",
-                              "log_extra", "log_metric", "environment", "environments", "image", "images",
-                              "tools"})  # fmt: skip
+                              "log_extra", "log_metric", "environments"})  # fmt: skip
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """What a reward sees besides prompts and completions: `answer`, `id`, and every key of `meta` as a column."""
-    names = dict.fromkeys(name for example in examples for name in example.meta)
-    columns = {name: [example.meta.get(name) for example in examples] for name in names if name not in RESERVED_COLUMNS}
-    return {**columns, "answer": [e.answer for e in examples], "id": [e.id for e in examples]}
+    """What a reward sees besides prompts and completions, in training, evaluation and the lab: every key of `meta` as
+    a column, `answer` and `id`. The values are the task's own; nothing is made of them on the way."""
+    return columns_of_rows([{**e.meta, "answer": e.answer, "id": e.id} for e in examples])
+
+
+def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The rows as columns but for RESERVED_COLUMNS; None where a row lacks one."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in RESERVED_COLUMNS)
+    return {name: [row.get(name) for row in rows] for name in names}

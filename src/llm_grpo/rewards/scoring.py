@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_grpo.errors import UserError, did_you_mean
-from llm_grpo.records import RewardFunction
+from llm_grpo.records import RewardFunction, columns_of_rows
 from llm_grpo.rewards.guarding import RewardError
+from llm_grpo.text_files import open_json_lines
 
 BATCH = 256  # lines held in memory at a time
 
@@ -64,7 +65,7 @@ def _rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         beside = [path.name for path in source.parent.glob("*.jsonl")]
         near = did_you_mean(source.name, beside) if beside else ""
         raise UserError(f"there is no file {source}.{near}")
-    with source.open("rb") as lines:
+    with open_json_lines(source) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield number, _row(line, f"{source}:{number}")
@@ -94,8 +95,8 @@ def _scored(
     rewards: Mapping[str, RewardFunction], batch: list[tuple[int, dict[str, Any]]], source: Path
 ) -> Iterator[tuple[dict[str, Any], dict[str, float | None]]]:
     rows = [row for _, row in batch]
-    names = {name for row in rows for name in row} - {"completion", "completions", "prompt", "prompts", "scores"}
-    columns = {name: [row.get(name) for row in rows] for name in sorted(names | {"answer"})}
+    columns = columns_of_rows([{"answer": None, **row} for row in rows])
+    columns.pop("scores", None)
     columns["answer"] = [str(gold) if isinstance(gold, int | float) else gold for gold in columns["answer"]]
     columns |= {
         "prompts": [row.get("prompt", "") for row in rows],

@@ -32,7 +32,7 @@ class TransformersEngine:
         """completions_by_prompt. The caller's random state and the model's train/eval mode are left as they were."""
         ids = token_ids(prompts, self.tokenizer, sampling, self.window)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        per_batch = max(1, self.batch_size // sampling.n)
+        rows = [i for i in order for _ in range(sampling.n)]  # one for each answer, so that n may exceed a batch
         completions: list[list[Completion]] = [[] for _ in ids]
         was_training = self.model.training
         self.model.eval()
@@ -40,12 +40,12 @@ class TransformersEngine:
             with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
                 # Without a seed a new one, since fork_rng puts the generator back: the next call would draw the same.
                 torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
-                for start in range(0, len(order), per_batch):
-                    batch = order[start : start + per_batch]
-                    for index, group in zip(batch, self._batch([ids[i] for i in batch], sampling), strict=True):
-                        completions[index] = group
+                for start in range(0, len(rows), self.batch_size):
+                    batch = rows[start : start + self.batch_size]
+                    for index, one in zip(batch, self._batch([ids[i] for i in batch], sampling), strict=True):
+                        completions[index].append(one)
                     if on_done:
-                        on_done(len(batch))
+                        on_done((start + len(batch)) // sampling.n - start // sampling.n)
         finally:
             self.model.train(was_training)
         return completions
@@ -69,8 +69,8 @@ class TransformersEngine:
             yield from pieces
             writing.result()  # raises what generate raised
 
-    def _batch(self, ids: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
-        """One padded batch: token ids of the prompts -> completions_by_prompt."""
+    def _batch(self, ids: list[list[int]], sampling: Sampling) -> list[Completion]:
+        """One padded batch: token ids of prompts -> an answer to each."""
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         device = self.model.device
@@ -78,11 +78,10 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
         output = self._generate(tokens, mask, sampling)
         stops = set(self._stops())
-        flat = [completion_of(row, stops, self.tokenizer) for row in output[:, longest:].tolist()]
-        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+        return [completion_of(row, stops, self.tokenizer) for row in output[:, longest:].tolist()]
 
     def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **options: Any) -> torch.Tensor:
-        """Prompts (n, longest) -> prompts and answers (n * sampling.n, longer)."""
+        """Prompts (n, longest) -> prompts and answers (n, longer)."""
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         drawn = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
         if sampling.temperature:
@@ -92,7 +91,7 @@ class TransformersEngine:
             attention_mask=mask,
             max_new_tokens=sampling.max_tokens,
             do_sample=bool(sampling.temperature),
-            num_return_sequences=sampling.n,
+            num_return_sequences=1,
             pad_token_id=pad,
             eos_token_id=self._stops(),
             # Said, or the base's generation_config would say it: Qwen2.5-Instruct's has a penalty of 1.05, by which an

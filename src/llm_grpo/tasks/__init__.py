@@ -8,15 +8,19 @@ from typing import Any
 from llm_grpo.errors import UserError, check_arguments, did_you_mean
 from llm_grpo.records import Task
 from llm_grpo.tasks.gsm8k import gsm8k
+from llm_grpo.tasks.hub import hub
 from llm_grpo.tasks.lead_qualification import lead_qualification
-from llm_grpo.tasks.table import csv_task, jsonl_task
+from llm_grpo.tasks.table import csv_task, json_task, jsonl_task, parquet_task
 from llm_grpo.tasks.word_problems import word_problems
 
 TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "word_problems": word_problems,
     "jsonl": jsonl_task,
+    "json": json_task,
     "csv": csv_task,
+    "parquet": parquet_task,
+    "hub": hub,
     "lead_qualification": lead_qualification,
 }
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from llm_grpo.answers.judging import judge_xml
-from llm_grpo.errors import UserError
+from llm_grpo.errors import NotAtHandError, UserError
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
-from llm_grpo.tasks.rows import BadRowError, Row, collect, question_hash, read_jsonl, text_of
+from llm_grpo.tasks.hub import HubSplit, read_hub
+from llm_grpo.tasks.readers import read_jsonl
+from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
 from llm_grpo.tasks.table import last_hash_answer
 
 DATA_VARIABLE = "LLM_GRPO_DATA"
@@ -33,7 +34,8 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
     @functools.cache
     def read(split: str) -> Split:
         folder = path or _folder_from_environment()
-        rows = read_jsonl(_data_file(Path(folder), split)) if folder else _hub_rows(split)
+        on_hub = HubSplit(HUB_NAME, "main", None, None, split)
+        rows = read_jsonl(_data_file(Path(folder), split)) if folder else read_hub(on_hub, WAY_OUT)
         return collect(rows, lambda line, row: _example(f"gsm8k/{split}/{line}", row), max_bad_share)
 
     def load(split: str) -> Split:
@@ -74,21 +76,5 @@ def _folder_from_environment() -> str | None:
 def _data_file(folder: Path, split: str) -> Path:
     file = folder / f"{split}.jsonl"
     if not file.is_file():
-        raise UserError(f"gsm8k: {file} is not there. {WAY_OUT}")
+        raise NotAtHandError(f"gsm8k: {file} is not there. {WAY_OUT}")
     return file
-
-
-def _hub_rows(split: str) -> Iterator[Row]:
-    """(row number from 1, row) of the Hub's copy, whose order is that of the original files."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(HUB_NAME, "main", split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"gsm8k: {HUB_NAME} cannot be had from the Hub ({_first_line(error)}). {WAY_OUT}") from error
-    for number, row in enumerate(rows, start=1):
-        yield Row(f"{HUB_NAME}/{split}", number, row)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,9 +24,10 @@ from llm_grpo.answers.labels import (
     parse_labels,
     write_labels,
 )  # fmt: skip
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.errors import NotAtHandError, UserError, did_you_mean
 from llm_grpo.records import Example, Message, Split, Task
-from llm_grpo.tasks.rows import BadRowError, collect, question_hash, read_csv, text_of
+from llm_grpo.tasks.readers import read_csv
+from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
 from llm_grpo.tasks.sales_calls import make_call
 
 COLUMNS = ("instruction", "input", "output", "query_results", "answers")
@@ -83,12 +84,12 @@ def _from_csv(path: Path, validation_share: float, test_share: float, max_bad_sh
     _check_split(split)
     if not path.is_file():
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.csv")])
-        raise UserError(f"task.args.path: there is no file '{path}'.{near}")
+        raise NotAtHandError(f"task.args.path: there is no file '{path}'.{near}")
     shares = {"test": test_share, "validation": validation_share}
     if not all(0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
         raise UserError(f"task.args: the shares {shares} must be numbers from 0 whose sum stays below 1.")
     whole = collect(read_csv(path), functools.partial(_example, path.stem), max_bad_share)
-    examples = tuple(e for e in whole.examples if _split_of(e.meta["question"], shares) == split)
+    examples = tuple(e for e in whole.examples if _split_of(e.question, shares) == split)
     if not examples and shares.get(split) != 0:
         raise UserError(f"No row of {path} falls into the {split} split; give it more rows or task.args.{split}_share.")
     return Split(examples, whole.bad_rows)
@@ -101,7 +102,12 @@ def _example(stem: str, line: int, row: Mapping[str, Any]) -> Example:
     for column in ("input", "output", "query_results"):
         if OPEN in texts[column]:
             raise BadRowError(f"'{column}' holds a {OPEN} action, which would show the model the answer")
-    return Example(f"{stem}/{line}", conversation(texts), write_labels(gold), {"question": texts["query_results"]})
+    return _asked(f"{stem}/{line}", texts, write_labels(gold))
+
+
+def _asked(identity: str, row: Mapping[str, str], answer: str) -> Example:
+    """The last message is the same for all; a person is shown the call."""
+    return Example(identity, conversation(row), answer, shown=row["query_results"])
 
 
 def _gold(text: str) -> LabelSet:
@@ -154,8 +160,7 @@ def generated(split: str, seed: int, weights: Mapping[LabelSet, float] | None = 
 
 
 def _generated_example(split: str, number: int, row: Mapping[str, str]) -> Example:
-    meta = {"question": row["query_results"]}
-    return Example(f"lead_qualification/{split}/{number}", conversation(row), row["answers"], meta)
+    return _asked(f"lead_qualification/{split}/{number}", row, row["answers"])
 
 
 def _weights(prior: Mapping[str, float] | None) -> dict[LabelSet, float] | None:

@@ -1,19 +1,18 @@
-"""Rows of a JSONL or CSV file and what becomes of them: an Example each, or a BadRow with its file, line and reason."""
+"""What becomes of rows: an Example each, or a BadRow with its file, line and reason."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.records import BadRow, Example, Split
+from llm_grpo.tasks.readers import Row
 
 SHOWN_BAD_ROWS = 5
-LONGEST_FIELD = 2**27  # characters in one CSV field; Python's own limit of 131,072 is too small for long documents
 
 
 class BadRowError(ValueError):
@@ -21,67 +20,6 @@ class BadRowError(ValueError):
 
 
 ToExample = Callable[[int, Mapping[str, Any]], Example]
-
-
-class Row(NamedTuple):
-    """A row where it stands; `values` is the reason where it could not even be read."""
-
-    file: str
-    line: int  # from 1: the physical line where the row starts
-    values: Mapping[str, Any] | str
-
-
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, one at a time. Empty lines are no rows."""
-    # newline="\n": a lone carriage return must not shift the line numbers. Bytes that are not UTF-8 become lone
-    # surrogates, which `text_of` refuses row by row, so that one bad byte does not end the whole file.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield Row(str(path), number, _parse_json(line))
-
-
-def _parse_json(line: str) -> dict[str, Any] | str:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # RecursionError: ten thousand brackets
-        return f"broken JSON ({getattr(error, 'msg', error)})"
-    return value if isinstance(value, dict) else f"a JSON object is expected, not {type(value).__name__}"
-
-
-def read_csv(path: Path) -> Iterator[Row]:
-    """The rows of a CSV file with a header, one at a time."""
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        header = _header(path, reader)
-        while True:
-            start = reader.line_num + 1
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                yield Row(str(path), start, f"broken CSV ({error}); is a quote left open?")
-                continue
-            if fields is None:
-                return
-            if fields:
-                yield Row(str(path), start, _named(header, fields))
-
-
-def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise UserError(f"{path}: the line with the column names is broken ({error}).") from error
-    if not header or len(set(header)) < len(header):
-        raise UserError(f"{path}: the first line must name the columns, each once; it says {header}.")
-    return header
-
-
-def _named(header: list[str], fields: list[str]) -> dict[str, Any] | str:
-    if len(fields) != len(header):
-        return f"{len(fields)} fields where the header has {len(header)}"
-    return dict(zip(header, fields, strict=True))
 
 
 def collect(rows: Iterable[Row], to_example: ToExample, max_bad_share: float) -> Split:
@@ -96,13 +34,37 @@ def collect(rows: Iterable[Row], to_example: ToExample, max_bad_share: float) ->
         try:
             if isinstance(values, str):
                 raise BadRowError(values)
+            _check_texts(values)
             example = to_example(line, values)
             if example.id in examples:
                 raise BadRowError(f"the id '{example.id}' stands in line {first[example.id]} already")
             examples[example.id], first[example.id] = example, line
         except BadRowError as reason:
             bad.append(BadRow(file, line, str(reason)))
-    return check_share(Split(tuple(examples.values()), tuple(bad)), max_bad_share)
+    return check_share(Split(_of_same_columns(examples.values()), tuple(bad)), max_bad_share)
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Every text of a row is valid Unicode, also in a column that nobody reads: told here, not where it is written."""
+    for name, value in values.items():
+        nested = isinstance(value, dict | list)
+        text = json.dumps(value, ensure_ascii=False, default=str) if nested else value
+        try:
+            name.encode()
+            if isinstance(text, str) and not text.isascii():
+                text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raw = 0xDC80 <= code <= 0xDCFF  # a byte that the reader could not decode
+            what = f"the byte 0x{code - 0xDC00:02x}" if raw else f"half of a character, \\u{code:x}"
+            raise BadRowError(f"{ascii(name)} is not valid UTF-8 ({what})") from error
+
+
+def _of_same_columns(examples: Collection[Example]) -> tuple[Example, ...]:
+    """With None in the columns that a row lacks, so that a reward finds each of them in every batch."""
+    names = dict.fromkeys(name for example in examples for name in example.meta)
+    filled = (e if len(e.meta) == len(names) else replace(e, meta=dict.fromkeys(names) | e.meta) for e in examples)
+    return tuple(filled)
 
 
 def check_share(split: Split, max_bad_share: float) -> Split:
@@ -119,7 +81,7 @@ def check_share(split: Split, max_bad_share: float) -> Split:
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
-    """The text in that column: a non-empty string of valid Unicode. Raises BadRowError."""
+    """The text in that column, which is not empty. Raises BadRowError."""
     if column not in row:
         raise BadRowError(f"no column '{column}'.{did_you_mean(column, row)}")
     value = row[column]
@@ -127,10 +89,6 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         raise BadRowError(f"'{column}' is {type(value).__name__}, not text")
     if not value.strip():
         raise BadRowError(f"'{column}' is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRowError(f"'{column}' is not valid UTF-8") from error
     return value
 
 

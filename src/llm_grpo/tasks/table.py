@@ -1,4 +1,4 @@
-"""Your own data without code: a JSONL or CSV file with a question and an answer in each row."""
+"""Your own data without code: a file with a question and an answer in each row, as JSON lines, JSON, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from llm_grpo.answers.judging import (
     extract_xml_answer,
     parse_number,
 )
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.errors import NotAtHandError, UserError, did_you_mean
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
-from llm_grpo.tasks.rows import BadRowError, Row, collect, question_hash, read_csv, read_jsonl, text_of
+from llm_grpo.tasks.readers import Row, read_csv, read_json, read_jsonl, read_parquet
+from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
 
 
 def last_hash_answer(text: str) -> str | None:
@@ -37,9 +38,8 @@ GOLD_FORMATS: dict[str, Callable[[str], str | None]] = {
 
 
 class Layout(NamedTuple):
-    """How an example lies in a row. Hashable, so that a file is read once for each layout."""
+    """How an example lies in a row. Hashable, so that a source is read once for each layout."""
 
-    read: Callable[[Path], Iterator[Row]]
     question: str
     answer: str
     id: str | None
@@ -48,10 +48,51 @@ class Layout(NamedTuple):
     max_bad_share: float
 
 
-def _task_reading(read: Callable[[Path], Iterator[Row]], kind: str) -> Callable[..., Task]:
-    """The task function for one kind of file; both kinds have the same arguments."""
+class Source(NamedTuple):
+    """Where the rows of a split stand. Hashable, so that they are read once until a file changes.
 
-    def table_task(
+    name: as it is said. stem: an example without an id of its own is called by it and the number of its line.
+    """
+
+    read: Callable[[Any], Iterator[Row]]
+    place: Any  # what `read` is given
+    name: str
+    stem: str
+    changed_ns: int = 0
+
+
+Find = Callable[[str, str], Source]  # (split, what the user gave for it) -> where its rows stand
+
+
+def table_task(
+    kind: str,
+    find: Find,
+    given: Mapping[str, str | None],
+    *,
+    columns: Mapping[str, str] | None,
+    answer_format: str,
+    gold_format: str,
+    match: str,
+    system: str | None,
+    validation_share: float,
+    test_share: float,
+    max_bad_share: float,
+) -> Task:
+    """The task whose rows `find` finds; given: {split: what the user gave for it}. The rest is said at `_file_task`."""
+    _known("answer_format", answer_format, JUDGES)
+    _known("match", match, MATCHES)
+    layout = _layout(columns or {}, gold_format, match == "number", max_bad_share)
+    shares = {"validation": validation_share, "test": test_share}
+    _check_shares(shares)
+    said = SYSTEM_PROMPTS[answer_format] if system is None else system
+    judge = functools.partial(JUDGES[answer_format], same=MATCHES[match])
+    return Task(kind, said, lambda split: _load(split, find, given, shares, layout), judge)
+
+
+def _file_task(kind: str, read: Callable[[Path], Iterator[Row]]) -> Callable[..., Task]:
+    """The task function for one kind of file; all kinds have the same arguments."""
+
+    def file_task(
         *,
         path: str,
         validation_path: str | None = None,
@@ -78,21 +119,27 @@ def _task_reading(read: Callable[[Path], Iterator[Row]], kind: str) -> Callable[
         max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the
             file it is drawn from.
         """
-        _known("answer_format", answer_format, JUDGES)
-        _known("match", match, MATCHES)
-        layout = _layout(read, columns or {}, gold_format, match == "number", max_bad_share)
-        files = {"train": path, "validation": validation_path, "test": test_path}
-        shares = {"validation": validation_share, "test": test_share}
-        _check_shares(shares)
-        said = SYSTEM_PROMPTS[answer_format] if system is None else system
-        judge = functools.partial(JUDGES[answer_format], same=MATCHES[match])
-        return Task(kind, said, lambda split: _load(split, files, shares, layout), judge)
+        return table_task(
+            kind,
+            functools.partial(_file, read),
+            {"train": path, "validation": validation_path, "test": test_path},
+            columns=columns,
+            answer_format=answer_format,
+            gold_format=gold_format,
+            match=match,
+            system=system,
+            validation_share=validation_share,
+            test_share=test_share,
+            max_bad_share=max_bad_share,
+        )
 
-    return table_task
+    return file_task
 
 
-jsonl_task = _task_reading(read_jsonl, "jsonl")
-csv_task = _task_reading(read_csv, "csv")
+jsonl_task = _file_task("jsonl", read_jsonl)
+json_task = _file_task("json", read_json)
+csv_task = _file_task("csv", read_csv)
+parquet_task = _file_task("parquet", read_parquet)
 
 
 def _known(argument: str, given: str, allowed: Iterable[str]) -> None:
@@ -100,14 +147,14 @@ def _known(argument: str, given: str, allowed: Iterable[str]) -> None:
         raise UserError(f"task.args.{argument}: there is no '{given}'.{did_you_mean(given, allowed)}")
 
 
-def _layout(read: Any, columns: Mapping[str, str], gold_format: str, numeric: bool, max_bad_share: float) -> Layout:
+def _layout(columns: Mapping[str, str], gold_format: str, numeric: bool, max_bad_share: float) -> Layout:
     if not isinstance(columns, Mapping):
         raise UserError(f"task.args.columns: give a mapping such as {{question: prompt}}, not {columns!r}.")
     for name in columns:
         _known("columns", name, ("question", "answer", "id"))
     _known("gold_format", gold_format, GOLD_FORMATS)
     question, answer = columns.get("question", "question"), columns.get("answer", "answer")
-    return Layout(read, question, answer, columns.get("id"), gold_format, numeric, max_bad_share)
+    return Layout(question, answer, columns.get("id"), gold_format, numeric, max_bad_share)
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -117,29 +164,34 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise UserError(f"task.args: {given} must be numbers from 0 whose sum stays below 1.")
 
 
-def _load(split: str, files: Mapping[str, str | None], shares: Mapping[str, float], layout: Layout) -> Split:
-    if split not in files:
-        raise UserError(f"There is no split '{split}'; this task has {', '.join(files)}.")
-    others = tuple(_path(name, file) for name, file in files.items() if name != "train" and file)
-    own = files[split]
-    if own and split != "train":
+def _load(
+    split: str, find: Find, given: Mapping[str, str | None], shares: Mapping[str, float], layout: Layout
+) -> Split:
+    if split not in given:
+        raise UserError(f"There is no split '{split}'; this task has {', '.join(given)}.")
+    others = {name: find(name, place) for name, place in given.items() if name != "train" and place}
+    if split in others:
         # A question that stands in two files belongs to the last one: what is learnt must not be what is tested.
-        return _read(_path(split, own), layout, others[others.index(_path(split, own)) + 1 :])
-    whole = _read(_path("train", files["train"]), layout, others)
-    drawn = {name: share for name, share in shares.items() if not files[name]}
+        places = list(others.values())
+        return _read(others[split], layout, tuple(places[places.index(others[split]) + 1 :]))
+    whole = _read(find("train", given["train"] or ""), layout, tuple(others.values()))
+    drawn = {name: share for name, share in shares.items() if name not in others}
     examples = tuple(e for e in whole.examples if _drawn_to(e, drawn) == split)
     if not examples and drawn.get(split) != 0:
         raise UserError(
-            f"No row of {files['train']} falls into the {split} split. With so few rows, give task.args.{split}_path."
+            f"No row of {given['train']} falls into the {split} split. With so few rows, give the task a {split} split "
+            f"of its own (task.args.{split}_path; of the Hub, {split}_split)."
         )
     return Split(examples, whole.bad_rows)
 
 
-def _path(split: str, file: str | None) -> Path:
-    path = Path(file or "")
+def _file(read: Callable[[Path], Iterator[Row]], split: str, given: str) -> Source:
+    path, argument = Path(given), f"task.args.{'' if split == 'train' else split + '_'}path"
+    if given.startswith("hf://"):
+        raise UserError(f"{argument}: {given} is on the Hub; write task: {{name: hub, args: {{path: {given}}}}}.")
     if not path.is_file():
-        raise UserError(f"task.args.{'' if split == 'train' else split + '_'}path: there is no file '{file}'.")
-    return path
+        raise NotAtHandError(f"{argument}: there is no file '{given}'.")
+    return Source(read, path, path.name, path.stem, path.stat().st_mtime_ns)
 
 
 def _drawn_to(example: Example, shares: Mapping[str, float]) -> str:
@@ -152,29 +204,23 @@ def _drawn_to(example: Example, shares: Mapping[str, float]) -> str:
     return "train"
 
 
-def _read(path: Path, layout: Layout, not_in: tuple[Path, ...]) -> Split:
-    """The file's examples but for questions that stand in `not_in`; read once until the file changes."""
-    return _read_once(path, path.stat().st_mtime_ns, layout, not_in)
-
-
 @functools.lru_cache(maxsize=8)
-def _read_once(path: Path, _changed_ns: int, layout: Layout, not_in: tuple[Path, ...]) -> Split:
+def _read(source: Source, layout: Layout, not_in: tuple[Source, ...]) -> Split:
+    """The examples of a source but for questions that stand in `not_in`."""
     taken = {
         question_hash(example.prompt[-1]["content"]): other.name
         for other in not_in
         for example in _read(other, layout, ()).examples
     }
 
-    stem = path.stem
-
     def to_example(line: int, row: Mapping[str, Any]) -> Example:
-        example = _example(f"{stem}/{line}", row, layout)
+        example = _example(f"{source.stem}/{line}", row, layout)
         other = taken.get(question_hash(example.prompt[-1]["content"])) if taken else None
         if other:
             raise BadRowError(f"the question also stands in {other}")
         return example
 
-    return collect(layout.read(path), to_example, layout.max_bad_share)
+    return collect(source.read(source.place), to_example, layout.max_bad_share)
 
 
 def _example(default_id: str, row: Mapping[str, Any], layout: Layout) -> Example:

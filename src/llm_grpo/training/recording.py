@@ -20,9 +20,11 @@ class Recorder:
     def __init__(self, config: Config, policy: Policy, task: Task, rewards: Sequence[Reward], run: Run) -> None:
         self.config, self.policy, self.task, self.rewards, self.run = config, policy, task, rewards, run
 
-    def __call__(self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]) -> dict[str, float]:
-        """inputs: the dataset rows, one per completion; output: TRL's tensors; logs: its newest texts and rewards."""
-        rows = self._rows(step, inputs, output, logs)
+    def __call__(
+        self, step: int, examples: Sequence[Example], output: dict[str, Any], logs: dict[str, Any]
+    ) -> dict[str, float]:
+        """examples: one per completion; output: TRL's tensors; logs: its newest texts and rewards."""
+        rows = self._rows(step, examples, output, logs)
         runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl", rows)
         return {
             "accuracy": _share(rows, "strict"),
@@ -33,14 +35,14 @@ class Recorder:
         }
 
     def _rows(
-        self, step: int, inputs: list[dict], output: dict[str, Any], logs: dict[str, Any]
+        self, step: int, examples: Sequence[Example], output: dict[str, Any], logs: dict[str, Any]
     ) -> list[dict[str, Any]]:
         ids, mask = output["completion_ids"].tolist(), output["completion_mask"]
         stops = stop_tokens(self.policy.model.generation_config.eos_token_id, self.policy.tokenizer)
         longest = self.config.grpo["max_completion_length"]
         rows = []
-        for index, example in enumerate(_examples(inputs)):
-            place = index - len(inputs)  # TRL's logs are deques that end with this batch
+        for index, example in enumerate(examples):
+            place = index - len(examples)  # TRL's logs are deques that end with this batch
             text = logs["completion"][place]
             text = text if isinstance(text, str) else text[-1]["content"]
             tokens = int(mask[index].sum())
@@ -50,11 +52,6 @@ class Recorder:
             scored = Scored(example, completion, self.task.judge(text, example.answer), rewards)
             rows.append({"step": step, **item(scored), "advantage": float(logs["advantages"][place])})
         return rows
-
-
-def _examples(inputs: list[dict[str, Any]]) -> list[Example]:
-    shown = [{"question": row["question"]} if row.get("question") else {} for row in inputs]
-    return [Example(r["id"], tuple(r["prompt"]), r["answer"], meta) for r, meta in zip(inputs, shown, strict=True)]
 
 
 def _share(rows: list[dict[str, Any]], name: str) -> float:

@@ -21,8 +21,7 @@ from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import Policy, count_positions_from_mask
-from llm_grpo.problems import table_of
-from llm_grpo.records import Problem, Reward, Task
+from llm_grpo.records import Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
@@ -35,13 +34,20 @@ class RecordingTrainer(GRPOTrainer):
     """TRL's trainer, unchanged in what it computes: it also times its phases, hands over every completion, and keeps
     the log-probabilities of what transformers sampled (with off_policy_mask_threshold TRL uses them).
 
+    Its dataset holds the number of a problem and nothing else: what is asked and what rewards read comes from the
+    problem itself. Arrow takes one type a column (3 beside 2.5 would be texts, or the end of the run), and Unsloth
+    hands every text column that the chat template names to the template.
+
     The overridden names are TRL's own seams; tests/test_training.py holds them for the pinned version.
     """
 
-    def __init__(self, *args: Any, record: Callable[..., dict[str, float]], **kwargs: Any) -> None:
-        self._record = record
+    def __init__(
+        self, *args: Any, problems: Sequence[Problem], record: Callable[..., dict[str, float]], **kwargs: Any
+    ) -> None:
+        self.problems, self._record = problems, record
         self._prepare_seconds = 0.0
-        super().__init__(*args, **kwargs)
+        rows = Dataset.from_dict({"problem": list(range(len(problems)))})
+        super().__init__(*args, **kwargs, train_dataset=rows)
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -75,15 +81,21 @@ class RecordingTrainer(GRPOTrainer):
                 self._metrics["train"][drift.METRIC].append(gap(now, sampled, mask))
         return loss
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+    def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
+        return [self.problems[row["problem"]].example for row in inputs]
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        columns = columns_of(self._examples(inputs))
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         with self._timed("rewards"):
-            return super()._calculate_rewards(*args, **kwargs)
+            return super()._calculate_rewards(rows, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
-        output = super()._generate_and_score_completions(inputs)
+        asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
+        output = super()._generate_and_score_completions(asked)
         self._prepare_seconds += time.perf_counter() - start
-        extra = self._record(self.state.global_step + 1, inputs, output, self._logs)
+        extra = self._record(self.state.global_step + 1, self._examples(inputs), output, self._logs)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
         return output
@@ -119,8 +131,8 @@ def build_trainer(
         processing_class=policy.tokenizer,
         reward_funcs=[reward.function for reward in rewards],
         args=grpo_arguments(config, run, [reward.weight for reward in rewards], policy.engine.name),
-        train_dataset=dataset_of(problems),
         callbacks=watch.callbacks(),
+        problems=problems,
         record=Recorder(config, policy, task, rewards, run),
     )
     if not has_gpu():
@@ -139,11 +151,6 @@ def build_trainer(
     watch.validation.metrics = trainer._metrics["train"]
     watch.hyperparameters.loggers = trainer.callback_handler.callbacks
     return trainer
-
-
-def dataset_of(problems: Sequence[Problem]) -> Dataset:
-    """One row per problem: `prompt` as messages, `answer`, `id` and the columns of `meta`."""
-    return Dataset.from_dict(table_of(problems))
 
 
 def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path | None) -> tuple[float, bool]:
