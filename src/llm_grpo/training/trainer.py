@@ -26,7 +26,8 @@ from llm_grpo.records import Problem, Reward, Task
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
-from llm_grpo.training.arguments import grpo_arguments
+from llm_grpo.training.arguments import grpo_arguments, told_by_trl
+from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder
 from llm_grpo.training.watching import Watch
 
@@ -41,7 +42,8 @@ class RecordingTrainer(GRPOTrainer):
     def __init__(self, *args: Any, record: Callable[..., dict[str, float]], **kwargs: Any) -> None:
         self._record = record
         self._prepare_seconds = 0.0
-        super().__init__(*args, **kwargs)
+        with told_by_trl():
+            super().__init__(*args, **kwargs)
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -137,7 +139,8 @@ def build_trainer(
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
-    watch.hyperparameters.loggers = trainer.callback_handler.callbacks
+    handler = trainer.callback_handler
+    handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
     return trainer
 
 
