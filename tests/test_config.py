@@ -104,6 +104,11 @@ WRONG = [
     ("grpo: {max_completion_length: null}", "grpo.max_completion_length: null given", "no end to an answer"),
     ("grpo: {top_p: 1.5}", "grpo.top_p: 1.5 given, must be above 0 and at most 1", "told after the model was loaded"),
     ("grpo: {adam_beta2: 1.0}", "grpo.adam_beta2: 1.0 given", "torch says so when training starts"),
+    ("grpo: {min_p: 3.0}", "grpo.min_p: 3.0 given, must be from 0 to 1", "generate says so in step 1"),
+    ("grpo: {top_k: -5}", "grpo.top_k: -5 given, must be 0 or above", "generate says so in step 1"),
+    ("grpo: {generation_kwargs: {stop_strings: [x]}}", "TRL hands generate no tokenizer", "generate says so in step 1"),
+    ("grpo: {generation_kwargs: {temperature: 0.5}}", "write it as grpo.temperature", "evaluation would sample otherwise"),
+    ("grpo: {generation_kwargs: {max_new_tokens: 9}}", "Today this is grpo.max_completion_length", "one length"),
     ("grpo: {warmup_steps: -1}", "grpo.warmup_steps: -1 given", "TRL's constructor"),
 ]  # fmt: skip
 

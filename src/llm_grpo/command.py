@@ -53,6 +53,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     )
 
 
+def place(text: str) -> str:
+    """A file or folder (or a name of the Hub) as an argument, with the home in place of `~`: a shell leaves it in
+    `--run=~/outputs/demo`."""
+    return os.path.expanduser(text)  # noqa: PTH111 (a name is no path, and Path would write it anew)
+
+
 def add_overrides(to: argparse.ArgumentParser) -> None:
     to.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the config")
 
@@ -64,11 +70,14 @@ def console() -> Console:
 
 
 def add_which_model(parser: argparse.ArgumentParser) -> None:
-    """The three ways to name a model, of which one is given."""
+    """The three ways to name a model, of which one is given, and the base of the first two."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="DIR", help="a run's folder: its base with the adapter that was evaluated")
-    which.add_argument("--adapter", metavar="DIR", help="an adapter's folder, on the base it names")
-    which.add_argument("--model", metavar="NAME", help="a model's folder or Hub name (base or merged)")
+    run, adapter = "a run's folder: its base with the adapter that was evaluated", "an adapter's folder, on its base"
+    which.add_argument("--run", type=place, metavar="DIR", help=run)
+    which.add_argument("--adapter", type=place, metavar="DIR", help=adapter)
+    which.add_argument("--model", type=place, metavar="NAME", help="a model's folder or Hub name (base or merged)")
+    base = "with --run or --adapter: the base, where it is not the one they name (any more)"
+    parser.add_argument("--base", type=place, metavar="NAME", help=base)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

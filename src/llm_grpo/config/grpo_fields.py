@@ -62,10 +62,11 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "num_iterations",
       "steps_per_generation", "generation_batch_size", "logging_steps", "save_steps", "learning_rate", "temperature",
       "num_train_epochs"), lambda value: value > 0, "above 0"),
-    (("beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "warmup_steps"),
+    (("beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "warmup_steps", "top_k"),
      lambda value: value >= 0, "0 or above"),
     (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
     (("top_p",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    (("min_p",), lambda value: 0 <= value <= 1, "from 0 to 1"),
 )  # fmt: skip
 _NEEDED = ("num_generations", "max_completion_length")  # TRL lets them be null; our arithmetic needs them
 
@@ -145,6 +146,7 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
         for name in names
         if values.get(name) is not None and not fitting(values[name])
     ]
+    faults += _generation_faults(values.get("generation_kwargs") or {})
     faults += [f"grpo.{name}: null given, it has to be a number." for name in _NEEDED if values[name] is None]
     if faults:
         return faults
@@ -172,3 +174,14 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
             f"(per_device_train_batch_size x steps_per_generation or gradient_accumulation_steps)."
         )
     return faults
+
+
+def _generation_faults(given: Mapping[str, Any]) -> list[str]:
+    """What under `grpo.generation_kwargs` fails in the first step, or says again what has a name of its own."""
+    reasons = {
+        "stop_strings": "TRL hands generate no tokenizer to find them with. An answer ends with the model's end token.",
+        "num_beams": "GRPO compares samples, and beams are none. Leave it away.",
+    }
+    reasons |= {name: f"write it as grpo.{name}." for name in given if name in grpo_fields()}
+    reasons |= {name: said.strip() for name in given if (said := said_today(str(name)))}
+    return [f"grpo.generation_kwargs.{name}: {reasons[name]}" for name in given if name in reasons]

@@ -78,7 +78,7 @@ def load_engine(
     from vllm.lora.request import LoRARequest
 
     trust = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
-    rank = _rank(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))) if adapter else None
+    rank = _rank(adapter_settings(adapter)) if adapter else None
     llm = _open(model_name, rank, window, options)
     tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
     ensure_template(tokenizer, template)

@@ -117,9 +117,8 @@ def _lora_words(adapter: Path, names: tuple[str, ...]) -> list[str]:
     """Raises UserError for an adapter that vLLM cannot serve."""
     from llm_grpo.rollouts.adapter_sync import served_rank
 
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     try:
-        rank = served_rank(settings)
+        rank = served_rank(adapter_settings(adapter))
     except ValueError as error:
         raise UserError(
             f"{adapter}: {error} Merge it (src/merge.py) and serve the merged model with --model."
