@@ -109,6 +109,10 @@ WRONG = [
     ("grpo: {generation_kwargs: {stop_strings: [x]}}", "TRL hands generate no tokenizer", "generate says so in step 1"),
     ("grpo: {generation_kwargs: {temperature: 0.5}}", "write it as grpo.temperature", "evaluation would sample otherwise"),
     ("grpo: {generation_kwargs: {max_new_tokens: 9}}", "Today this is grpo.max_completion_length", "one length"),
+    ("lora: true", "lora: True given, it takes keys with values", "in the words of a YAML file, not of pydantic"),
+    ("rewards: {a: 1}", "rewards: {'a': 1} given, it takes a list", "keys where a list belongs"),
+    ("run: {name: [a]}", "run.name: ['a'] given, it takes a text", "a list where a text belongs"),
+    ("model: {name: ''}", "model.name: '' given", "no name would be the current folder"),
     ("grpo: {warmup_steps: -1}", "grpo.warmup_steps: -1 given", "TRL's constructor"),
 ]  # fmt: skip
 

@@ -48,15 +48,14 @@ def load_env_file() -> None:
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring as it is written."""
-    return argparse.ArgumentParser(
+    found = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-
-
-def place(text: str) -> str:
-    """A file or folder (or a name of the Hub) as an argument, with the home in place of `~`: a shell leaves it in
-    `--run=~/outputs/demo`."""
-    return os.path.expanduser(text)  # noqa: PTH111 (a name is no path, and Path would write it anew)
+    # `--run=~/outputs/demo`, which a shell leaves as it is: of arguments without a type, and of paths. Texts are of
+    # type str.
+    found.register("type", None, os.path.expanduser)
+    found.register("type", Path, lambda text: Path(text).expanduser())
+    return found
 
 
 def add_overrides(to: argparse.ArgumentParser) -> None:
@@ -73,11 +72,11 @@ def add_which_model(parser: argparse.ArgumentParser) -> None:
     """The three ways to name a model, of which one is given, and the base of the first two."""
     which = parser.add_mutually_exclusive_group()
     run, adapter = "a run's folder: its base with the adapter that was evaluated", "an adapter's folder, on its base"
-    which.add_argument("--run", type=place, metavar="DIR", help=run)
-    which.add_argument("--adapter", type=place, metavar="DIR", help=adapter)
-    which.add_argument("--model", type=place, metavar="NAME", help="a model's folder or Hub name (base or merged)")
+    which.add_argument("--run", metavar="DIR", help=run)
+    which.add_argument("--adapter", metavar="DIR", help=adapter)
+    which.add_argument("--model", metavar="NAME", help="a model's folder or Hub name (base or merged)")
     base = "with --run or --adapter: the base, where it is not the one they name (any more)"
-    parser.add_argument("--base", type=place, metavar="NAME", help=base)
+    parser.add_argument("--base", metavar="NAME", help=base)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,10 @@ from llm_grpo.errors import UserError, did_you_mean
 
 # Environment variables that override the file (the names system S5 is known by).
 ENVIRONMENT = {"MODEL_NAME": "model.name", "OUTPUT_DIR": "run.output_dir", "RUN_NAME": "run.name"}
+# What pydantic calls a kind of value -> what it is in a YAML file.
+_KINDS = {"model_type": "keys with values", "dict_type": "keys with values", "list_type": "a list",
+          "string_type": "a text", "int_type": "a whole number", "float_type": "a number",
+          "bool_type": "true or false"}  # fmt: skip
 
 
 def load_config(
@@ -111,4 +115,6 @@ def _say(fault: Mapping[str, Any]) -> str:
         return f"{dotted}: {given!r} is not allowed. Allowed: {fault['ctx']['expected']}."
     if isinstance(given, (dict, list)) and len(str(given)) > 60:
         given = f"a {type(given).__name__}"
+    if fault["type"] in _KINDS:
+        return f"{dotted}: {given!r} given, it takes {_KINDS[fault['type']]}."
     return f"{dotted}: {given!r} given. {fault['msg']}."
