@@ -51,9 +51,8 @@ GRPO_DEFAULTS: dict[str, Any] = {
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Place = Annotated[
-    str, Field(min_length=1), AfterValidator(os.path.expanduser)
-]  # a folder or file (~ is the home), or a name of the Hub
+# A folder or file (~ is the home), or a name of the Hub.
+Place = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 def _places_expanded(args: dict[str, Any]) -> dict[str, Any]:
