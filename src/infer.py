@@ -72,11 +72,12 @@ def main(argv: list[str] | None = None) -> int:
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", metavar="TEXT", help="one prompt; - reads it from standard input")
+    asked.add_argument("--prompt", type=str, metavar="TEXT", help="one prompt; - reads it from standard input")
     asked.add_argument("--prompts", metavar="FILE", help='JSONL, one {"prompt": "..."} a line; - is standard input')
     asked.add_argument("--chat", action="store_true", help="a dialogue: a line at a time, until an empty one")
     command.add_model_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="the system prompt; default: the one the run was trained with")
+    system = "the system prompt; default: the one the run was trained with"
+    parser.add_argument("--system", type=str, metavar="TEXT", help=system)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument("--top_p", type=float, default=0.95, help="default %(default)s")
     parser.add_argument(
@@ -135,7 +136,7 @@ def _prompt(line: str, where: str) -> str:
 
 def how(args: argparse.Namespace) -> dict[str, object]:
     """What the answers depend on, as it was asked for: it stands in every line, so that a file is of one kind."""
-    names = ("run", "adapter", "model", "system", "temperature", "top_p", "max_tokens", "n", "seed")
+    names = ("run", "adapter", "base", "model", "system", "temperature", "top_p", "max_tokens", "n", "seed")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

@@ -116,7 +116,8 @@ def score_rewards(args: argparse.Namespace) -> int:
     for name in names:
         if args.published and name in REWARDS and "published" in inspect.signature(REWARDS[name]).parameters:
             settings[name].setdefault("published", True)
-    tally = score_file({name: build_reward(name, settings[name]) for name in names}, args.input, args.output)
+    places = (args.input.expanduser(), args.output.expanduser())
+    tally = score_file({name: build_reward(name, settings[name]) for name in names}, *places)
     table = _table("reward", "scored", "null", "mean")
     for name, count in tally.scored.items():
         table.add_row(name, f"{count}", f"{tally.lines - count}", f"{tally.total[name] / count:.4f}" if count else "-")

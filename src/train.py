@@ -8,6 +8,7 @@ python src/train.py --config outputs/demo/config.yaml --resume
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,8 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.tasks import build_task
 
+    choices = standby_choice(config)
+    unsloth_first(config)
     rewards = build_rewards(config.rewards)
     task = build_task(config.task.name, config.task.args)
     if missing := missing_for_training(config):
@@ -88,17 +91,18 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         raise UserError(
             f"--resume: {run.folder} is finished ({runs.last_step(run)} steps). Raise grpo.max_steps to go on."
         )
-    choices = logging_choice(config, run.folder) | standby_choice(config)
+    choices |= logging_choice(config, run.folder)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
         from llm_grpo.device import hardware
         from llm_grpo.policy import load_policy, save_weights
         from llm_grpo.report.curves import draw
         from llm_grpo.report.page import write_report
-        from llm_grpo.training.arguments import changed_in_silence
+        from llm_grpo.training.arguments import changed_in_silence, check_arguments
         from llm_grpo.training.trainer import build_trainer, optimise
         from llm_grpo.training.watching import watch
 
+        check_arguments(config, run, [reward.weight for reward in rewards])
         policy = load_policy(config)
     choices |= policy.choices
     runs.write_environment(run, choices, hardware())
@@ -108,16 +112,16 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     data = {split: prepare(task, split, config, policy.tokenizer, limit) for split, limit in limits.items()}
     notices.say_left_out(console, data.values())
     evaluate = evaluator(config, task, policy.engine, rewards)
-    if not (resume and run.before.is_file()):
-        runs.write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))
-    runs.forget_replaced(run)
-
     watched = watch(
         config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_weights(policy, folder)
     )
     with command.library_output_in(run.log):
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
     notices.say_choices(console, changed_in_silence(config, trainer.args))
+
+    if not (resume and run.before.is_file()):
+        runs.write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))
+    runs.forget_replaced(run)
     try:
         seconds, finished = optimise(trainer, watched, run, run.last_checkpoint() if resume else None)
     finally:  # whatever happened: what was learned, and its picture
@@ -134,6 +138,15 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         said = "Training is done, its evaluation is not."
     console.print(f"{said} {notices.again(run)}", highlight=False, markup=False, soft_wrap=True)
     return 130
+
+
+def unsloth_first(config: Config) -> None:
+    """A reward file that imports libraries may bring trl, transformers or peft, and Unsloth has to come before them."""
+    from llm_grpo.rewards.files import may_bring_libraries
+
+    if importlib.util.find_spec("unsloth") and any(may_bring_libraries(reward.name) for reward in config.rewards):
+        with command.library_output_in(Path(config.run.output_dir) / "libraries.log"):
+            from llm_grpo import policy  # noqa: F401
 
 
 def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable[..., dict[str, Any]]:

@@ -11,6 +11,7 @@ from conftest import ROOT
 from llm_grpo.config.dotted import split_override
 from llm_grpo.config.grpo_fields import OWNED_ELSEWHERE, grpo_fields
 from llm_grpo.config.loading import load_config
+from llm_grpo.config.old_names import GONE, MOVED
 from llm_grpo.config.schema import GRPO_DEFAULTS
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.problems import build_rewards
@@ -87,6 +88,32 @@ WRONG = [
     ("rewards: []", "rewards", "nothing to learn from"),
     ("logging: {report_to: [mlflow]}", "logging.report_to.0: 'mlflow' is not allowed", "a choice in a list"),
     ("origins: {}", "origins: unknown key", "an internal field is not a setting"),
+    ("rewards: [{name: a, weight: .nan}]", "rewards.0.weight: nan given; it must be a finite number", "every total would be NaN"),
+    ("grpo: {learning_rate: .nan}", "grpo.learning_rate: nan given", "all weights would be NaN after a step"),
+    ("grpo: {learning_rate: 1e999}", "grpo.learning_rate: inf given", "too large for a float"),
+    ("merge: {thresholds: {kl: .inf}}", "merge.thresholds.kl: inf given", "JSON has no infinity: it would be saved as null"),
+    ("task: {name: jsonl, args: {test_share: .nan}}", "task.args.test_share: nan given", "no comparison with NaN is true"),
+    ("grpo: {generation_batch_size: 20}", "must be a multiple of per_device_train_batch_size (8)", "rounds of a part of a batch"),
+    ("grpo: {generation_batch_size: 4}", "must be a multiple of per_device_train_batch_size (8)", "a dry run divided by zero"),
+    ("grpo: {generation_batch_size: 0}", "grpo.generation_batch_size: 0 given, must be above 0", "no batch"),
+    ("grpo: {generation_batch_size: 16, steps_per_generation: 2}", "Give one of them", "TRL takes one"),
+    ("grpo: {optim: adamw}", "grpo.optim: 'adamw' given.", "a name transformers no longer has"),
+    ("grpo: {lr_scheduler_type: cosin}", "Did you mean 'cosine'?", "a word of transformers"),
+    ("grpo: {save_strategy: best}", "grpo.save_strategy: 'best' given. Allowed: steps, epoch, no", "needs TRL's evaluation"),
+    ("grpo: {num_generations: null}", "grpo.num_generations: null given", "TRL lets it be null"),
+    ("grpo: {max_completion_length: null}", "grpo.max_completion_length: null given", "no end to an answer"),
+    ("grpo: {top_p: 1.5}", "grpo.top_p: 1.5 given, must be above 0 and at most 1", "told after the model was loaded"),
+    ("grpo: {adam_beta2: 1.0}", "grpo.adam_beta2: 1.0 given", "torch says so when training starts"),
+    ("grpo: {min_p: 3.0}", "grpo.min_p: 3.0 given, must be from 0 to 1", "generate says so in step 1"),
+    ("grpo: {top_k: -5}", "grpo.top_k: -5 given, must be 0 or above", "generate says so in step 1"),
+    ("grpo: {generation_kwargs: {stop_strings: [x]}}", "TRL hands generate no tokenizer", "generate says so in step 1"),
+    ("grpo: {generation_kwargs: {temperature: 0.5}}", "write it as grpo.temperature", "evaluation would sample otherwise"),
+    ("grpo: {generation_kwargs: {max_new_tokens: 9}}", "Today this is grpo.max_completion_length", "one length"),
+    ("lora: true", "lora: True given, it takes keys with values", "in the words of a YAML file, not of pydantic"),
+    ("rewards: {a: 1}", "rewards: {'a': 1} given, it takes a list", "keys where a list belongs"),
+    ("run: {name: [a]}", "run.name: ['a'] given, it takes a text", "a list where a text belongs"),
+    ("model: {name: ''}", "model.name: '' given", "no name would be the current folder"),
+    ("grpo: {warmup_steps: -1}", "grpo.warmup_steps: -1 given", "TRL's constructor"),
 ]  # fmt: skip
 
 
@@ -97,6 +124,50 @@ def test_faults_are_said(write, text: str, said: str, why: str) -> None:
     with pytest.raises(UserError) as error:
         load_config(write(kept + text + "\n"), environment={})
     assert said in str(error.value)
+
+
+OF_THEN = [
+    ("grpo: {max_prompt_length: 256}", "a prompt is never cut", "TRL of 2025 cut prompts"),
+    ("grpo: {max_new_tokens: 256}", "Today this is grpo.max_completion_length", "generate's name"),
+    ("grpo: {evaluation_strategy: steps}", "Today this is evaluation.every_steps", "transformers 4"),
+    ("grpo: {vllm_sampling_params: {min_p: 0.1}}", "Today this is grpo.temperature, top_p, top_k, min_p", "Unsloth's"),
+    ("grpo: {warmup_ratio: 0.1}", "Today this is grpo.warmup_steps, which below 1 is a share", "transformers 4"),
+    ("grpo: {use_vllm: true}", "grpo.use_vllm: belongs to rollouts.engine", "TRL's, owned here"),
+    ("grpo: {unsloth_num_chunks: -1}", "Leave it away: Unsloth chooses it", "Unsloth's"),
+    ("grpo: {max_seq_length: 1024}", "Today this is model.max_seq_length", "another section's"),
+    ("model: {name: m, model_name: x}", "model.model_name: unknown key. Today this is model.name", "FastLanguageModel's"),
+    ("model: {name: m, fast_inference: true}", "Today this is rollouts.engine: unsloth", "FastLanguageModel's"),
+    ("model: {name: m, max_steps: 5}", "model.max_steps: unknown key. Write it under grpo: as grpo.max_steps", "TRL's own"),
+    ("lora: {lora_alpha: 32}", "lora.lora_alpha: unknown key. Today this is lora.alpha", "get_peft_model's"),
+    ("lora: {random_state: 3407}", "Today this is run.seed", "get_peft_model's"),
+    ("lora: {use_rslora: false}", "Leave it away: only a plain LoRA", "get_peft_model's"),
+    ("reward_funcs: [a]", "reward_funcs: unknown key. Today this is rewards, a list", "GRPOTrainer's"),
+    ("seed: 1", "seed: unknown key. It belongs to run.seed", "at the top"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said", "whose"), OF_THEN, ids=[row[0] for row in OF_THEN])
+def test_names_of_copied_notebooks_say_what_to_write_today(write, text: str, said: str, whose: str) -> None:
+    test_faults_are_said(write, text, said, whose)
+
+
+def test_no_name_of_then_is_one_of_now() -> None:
+    now = [name for name in (*MOVED, *GONE) if name in grpo_fields()]
+    assert not now, "TRL has these fields again: they must not be looked up as old ones"
+
+
+def test_the_home_is_written_with_a_tilde(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/mia")
+    text = "model: {name: ~/m, merge_base: ~/b}\nrun: {output_dir: ~/o}\nprompt: {template: ~/t.jinja, system: ~/s}\n"
+    text += "task: {name: jsonl, args: {path: ~/d.jsonl, test_path: ~/t.jsonl, system: ~/s}}\n"
+    text += "rewards: [{name: '~/r.py:f', args: {model: ~/rm, note: ~/n}}]\n"
+    config = load_config(write(text), environment={})
+    places = (config.model.name, config.model.merge_base, config.run.output_dir, config.prompt.template)
+    assert places == ("/home/mia/m", "/home/mia/b", "/home/mia/o", "/home/mia/t.jinja")
+    assert config.task.args == {"path": "/home/mia/d.jsonl", "test_path": "/home/mia/t.jsonl", "system": "~/s"}
+    assert config.rewards[0].name == "/home/mia/r.py:f"
+    assert config.rewards[0].args == {"model": "/home/mia/rm", "note": "~/n"} and config.prompt.system == "~/s"
+    assert load_config(write(text), ["model.name=~/x"], environment={}).model.name == "/home/mia/x"
 
 
 def test_all_faults_at_once(write) -> None:

@@ -49,6 +49,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     return runs.find(folder / "qa-llama-1b")
 
 
+LOGINS = [
+    ({}, "", "offline: no WANDB_API_KEY in the environment or .env, no `wandb login`", "no key at all"),
+    ({"WANDB_API_KEY": "a" * 40}, "", "online: a key was found", "in the environment"),
+    ({"WANDB_API_KEY": "short"}, "", "offline: WANDB_API_KEY invalid", "no key of W&B's"),
+    ({"WANDB_MODE": "offline", "WANDB_API_KEY": "a" * 40}, "", "offline: WANDB_MODE", "a wish"),
+    ({}, "machine wandb.mine.example login user password " + "b" * 40, "offline: no WANDB_API_KEY", "for another host"),
+    ({"WANDB_BASE_URL": "https://wandb.mine.example"}, "machine wandb.mine.example login user password " + "b" * 40,
+     "online: a key was found", "`wandb login` on a server of one's own"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("environment", "netrc", "said", "why"), LOGINS, ids=[row[3] for row in LOGINS])
+def test_whether_wandb_is_online_is_its_own_word(
+    environment: dict[str, str], netrc: str, said: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_grpo.planning.preflight import logging_choice
+
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "TENSORBOARD_", "TRACKIO_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / ".netrc").write_text(netrc)
+    (tmp_path / ".netrc").chmod(0o600)
+    with monkeypatch.context() as here:
+        for name, value in {**environment, "HOME": str(tmp_path), "NETRC": str(tmp_path / ".netrc")}.items():
+            here.setenv(name, value)
+        kept = dict(os.environ)
+        config = load_config(ROOT / "configs" / "demo.yaml", ["logging.report_to=wandb"], environment={})
+        try:
+            assert logging_choice(config, tmp_path)["wandb"].startswith(said), why
+        finally:  # what it has set for the run
+            for name in os.environ.keys() - kept.keys():
+                del os.environ[name]
+
+
 def logged(run: runs.Run) -> list[dict[str, Any]]:
     return list(runs.read_jsonl(run.metrics))
 

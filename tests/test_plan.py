@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -110,6 +112,68 @@ def test_gpt2_is_counted_as_transformers_and_peft_count_it() -> None:
         lora = get_peft_model(GPT2LMHeadModel(shape), LoraConfig(r=4, target_modules=targets, fan_in_fan_out=True))
         trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)
         assert lora_parameters(from_config(shape), 4, targets) == trained
+
+
+BUILT = [  # what the architecture has besides the sizes below, and why it is tried
+    ("llama", {}, "the pattern of all"),
+    ("llama", {"attention_bias": True, "mlp_bias": True}, "biases that config.json asks for"),
+    ("mistral", {"head_dim": 24}, "heads that are not hidden / heads wide"),
+    ("granite", {}, "as Llama"),
+    ("smollm3", {}, "tied where it does not say"),
+    ("qwen2", {}, "biases that config.json does not name"),
+    ("qwen3", {}, "heads of 128, with a norm each"),
+    ("gemma", {}, "tied and with heads of 256 where it does not say"),
+    ("gemma2", {}, "four norms"),
+    ("gemma3_text", {}, "four norms and head norms"),
+    ("phi3", {}, "fused projections"),
+    ("gpt2", {}, "learned positions, a bias everywhere"),
+    ("mixtral", {"num_local_experts": 4}, "experts"),
+    ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}, "a shared expert"),
+    ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 32}, "Qwen3-30B-A3B's kind"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [None, True, False])
+@pytest.mark.parametrize(("kind", "more", "why"), BUILT, ids=[f"{row[0]}-{row[2]}" for row in BUILT])
+def test_every_family_is_counted_as_transformers_builds_it(
+    kind: str, more: dict, why: str, tied: bool | None, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llm_grpo.policy import _block_layers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 128, "pad_token_id": 0}  # fmt: skip
+    if kind == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 300, "n_positions": 128}
+    said = {} if tied is None else {"tie_word_embeddings": tied}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more, **said))
+    # A config.json of the Hub leaves out what is its class's default; what transformers saves writes some of it out.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes, **more, **said}))
+    shape = model_shape(str(tmp_path))
+    assert model_parameters(shape) == model_parameters(from_config(model.config)) == model.num_parameters(), why
+    if kind != "gpt2":  # its Conv1D are tried with PEFT above
+        targets = set(_block_layers(model))
+        linear = [m for name, m in model.named_modules() if name.rpartition(".")[2] in targets]
+        assert lora_parameters(shape, 4, None) == 4 * sum(m.in_features + m.out_features for m in linear)
+
+
+def test_a_mixture_of_experts_is_counted_whole(tmp_path: Path) -> None:
+    a3b = {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+           "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+           "num_experts": 128, "moe_intermediate_size": 768, "tie_word_embeddings": False,
+           "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(a3b))
+    assert model_parameters(model_shape(str(tmp_path))) == 30_532_122_624, "Qwen3-30B-A3B, as its safetensors count it"
+    for change, why in (
+        ({"mlp_only_layers": [0]}, "some layers are dense: not counted here"),
+        ({"model_type": "deepseek_v3"}, "another kind of experts"),
+        ({"num_experts": None}, "how many is not said"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(a3b | change))
+        assert model_shape(str(tmp_path)) is None, why
 
 
 def from_config(config: object) -> object:

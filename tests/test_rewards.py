@@ -8,6 +8,7 @@ import pytest
 
 from llm_grpo.errors import UserError
 from llm_grpo.rewards import REWARDS, build_reward, lift
+from llm_grpo.rewards.files import may_bring_libraries
 
 GOOD = "<reasoning>x</reasoning><answer>42</answer>"
 PAID = {  # to GOOD, a bare number and nothing, where not only the first is paid
@@ -121,6 +122,26 @@ WRONG_NAMES = [
 def test_what_cannot_be_built_says_why(own: Path, name: str, args: dict[str, object], message: str, why: str) -> None:
     with pytest.raises(UserError, match=message):
         build_reward(name, args)
+
+
+@pytest.mark.parametrize(
+    ("text", "brings", "why"),
+    [
+        ("import re, json\nfrom collections import Counter\n", False, "the standard library brings nothing"),
+        ("import trl\n", True, "comes before Unsloth, which has to be first"),
+        ("def f():\n    from transformers import pipeline\n", True, "when it is called, which may be early"),
+        ("import sentence_transformers\n", True, "brings transformers by itself"),
+        ("from . import mine\n", True, "who knows what that imports"),
+        ("import importlib\nimportlib.import_module('tr' + 'l')\n", True, "can import anything"),
+        ("def broken(\n", False, "told when it is loaded"),
+    ],
+)
+def test_a_file_that_may_bring_libraries_is_known_without_running_it(
+    tmp_path: Path, text: str, brings: bool, why: str
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    assert may_bring_libraries(f"{tmp_path}/mine.py:f") is brings, why
+    assert not may_bring_libraries(f"{tmp_path}/nowhere.py:f") and not may_bring_libraries("int_reward_func")
 
 
 def test_functions_from_files(own: Path) -> None:

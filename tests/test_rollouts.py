@@ -18,7 +18,7 @@ from conftest import ROOT, TINY
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
 from llm_grpo.rollouts import ENGINES, Sampling, choose_engine
-from llm_grpo.rollouts.loading import which_model
+from llm_grpo.rollouts.loading import open_engine, which_model
 from llm_grpo.rollouts.transformers import TransformersEngine
 
 QUESTIONS = [
@@ -262,8 +262,19 @@ BROKEN = [
     (lambda a: (a / "adapter_model.safetensors").unlink(), "not a whole adapter", "weights that are not there"),
     (lambda a: os.truncate(a / "adapter_model.safetensors", 900), "not a whole adapter", "weights that were cut off"),
     (lambda a: edit(a, r=16), "weights have rank 8, its adapter_config.json says 16", "vLLM would serve it, scaled"),
-    (lambda a: edit(a, base_model_name_or_path=None), "names no base.*--model", "nothing says what it belongs to"),
-    (lambda a: (a / "adapter_config.json").write_text("{"), "not JSON", "a config that was cut off"),
+    (lambda a: edit(a, base_model_name_or_path=None), "names no base.*--base", "nothing says what it belongs to"),
+    (
+        lambda a: (a / "adapter_config.json").write_text("{"),
+        "adapter_config.json: not JSON",
+        "a config that was cut off",
+    ),
+    (lambda a: (a / "adapter_config.json").write_bytes(b"\xff\xfe{}"), "adapter_config.json: not JSON", "not UTF-8"),
+    (lambda a: (a / "adapter_config.json").write_text("[]"), "adapter_config.json: holds a list", "a traceback before"),
+    (
+        lambda a: edit(a, base_model_name_or_path="/moved/away"),
+        "/moved/away is not there.*--base NAME",
+        "a base that moved",
+    ),
 ]
 
 
@@ -275,11 +286,24 @@ def edit(adapter: Any, **values: Any) -> None:
 @pytest.mark.parametrize(("spoil", "said", "why"), BROKEN, ids=[row[2] for row in BROKEN])
 def test_an_adapter_that_is_no_whole_one_is_named(tmp_path, spoil: Any, said: str, why: str) -> None:
     adapter = saved_adapter(tmp_path / "adapter")
-    args = argparse.Namespace(run=None, adapter=str(adapter), model=None)
+    args = argparse.Namespace(run=None, adapter=str(adapter), model=None, base=None)
     assert which_model(args, None) == (str(TINY), adapter)
     spoil(adapter)
     with pytest.raises(UserError, match=said):
         which_model(args, None)
+
+
+def test_a_base_that_moved_is_named_on_the_command_line(tmp_path) -> None:
+    adapter = saved_adapter(tmp_path / "adapter")
+    edit(adapter, base_model_name_or_path="/moved/away")
+    given = {"run": None, "adapter": str(adapter), "model": None, "base": str(TINY)}
+    assert which_model(argparse.Namespace(**given), None) == (str(TINY), adapter)
+    args = argparse.Namespace(**given, engine="transformers")
+    assert open_engine(args, None)[0].generate([PROMPTS[0]], Sampling(4))[0][0].tokens
+    with pytest.raises(UserError, match="--base goes with --run or --adapter"):
+        which_model(argparse.Namespace(**{**given, "adapter": None, "model": str(TINY)}), None)
+    with pytest.raises(UserError, match="is a whole model and has none"):
+        which_model(argparse.Namespace(**{**given, "adapter": str(TINY)}), None)
 
 
 def test_an_adapter_of_another_base_and_broken_weights_are_named(tmp_path) -> None:

@@ -42,7 +42,7 @@ def make_run(folder: Path, *overrides: str, rank: int = 8, **lora: object) -> Pa
 
 
 def ask(on_gpu: bool = False, **which: object):
-    given = {name: str(which[name]) if name in which else None for name in ("run", "adapter", "model")}
+    given = {name: str(which[name]) if name in which else None for name in ("run", "adapter", "model", "base")}
     return served(argparse.Namespace(**given), on_gpu)
 
 
@@ -58,6 +58,8 @@ def test_a_run_is_its_adapter_beside_its_base(tmp_path: Path) -> None:
     assert json.loads(option(model.options, "--lora-modules"))["path"] == str(run / "adapter")
     assert option(model.options, "--max-model-len") == "256" and option(model.options, "--dtype") == "float32"
     assert model.opening[0]["role"] == "system" and "--trust-remote-code" not in model.options
+    moved = shutil.copytree(TINY, tmp_path / "moved")
+    assert ask(run=run, base=moved).base == str(moved), "where the base is now"
     assert ask(adapter=run / "adapter") == model
     assert option(ask(on_gpu=True, run=run).options, "--dtype") is None
 
@@ -221,7 +223,7 @@ def test_serving_loads_neither_unsloth_nor_trl(tmp_path: Path) -> None:
     code = (
         "import argparse, sys; sys.path.insert(0, 'src'); import serve\n"
         "from llm_grpo.serving import access, page, process; from llm_grpo.serving.model import served\n"
-        f"served(argparse.Namespace(run={str(make_run(tmp_path))!r}, adapter=None, model=None), False)\n"
+        f"served(argparse.Namespace(run={str(make_run(tmp_path))!r}, adapter=None, model=None, base=None), False)\n"
         f"page.from_transformers({str(TINY)!r})\n"
         "print([m for m in ('unsloth', 'trl', 'vllm', 'llm_grpo.policy') if m in sys.modules])"
     )

@@ -145,6 +145,28 @@ def test_without_a_key_wandb_logs_offline_beside_tensorboard(tmp_path: Path) -> 
     )
 
 
+def test_a_training_goes_on_without_the_loggers_that_fail(tmp_path: Path) -> None:
+    """W&B with a key and no server, TensorBoard whose folder is a file: said once each, and both steps are done. The reward
+    file imports trl at its top, which without Unsloth before it cannot train on a CPU."""
+    reward = tmp_path / "mine.py"
+    reward.write_text(
+        "import trl, sys\nassert 'unsloth' in sys.modules, 'Unsloth comes first'\n"
+        "def length(completions, **kwargs):\n    return [float(len(c[0]['content'])) for c in completions]\n"
+    )
+    (tmp_path / "taken").write_text("")
+    words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL, "evaluation.every_steps=0",
+             "grpo.max_steps=2", "logging.report_to=[wandb, tensorboard]",
+             f"rewards=[{{name: '{reward}:length'}}]"]  # fmt: skip
+    away = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}
+    done = run_script("src/train.py", *words, **away, TENSORBOARD_LOGGING_DIR=str(tmp_path / "taken" / "tb"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "wandb: online: a key was found" in done.stdout
+    assert done.stdout.count("W&B cannot be reached") == 1 and "logging offline" in done.stdout
+    assert done.stdout.count("TensorBoard failed") == 1 and "the training goes on without it" in done.stdout
+    assert len(list((tmp_path / "demo" / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    assert len((tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the reference run would start")
 def test_the_reference_run_says_in_one_screen_what_is_missing() -> None:
     done = run_script("src/train.py", "--config", "configs/grpo.yaml")

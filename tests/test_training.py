@@ -20,7 +20,7 @@ from llm_grpo.policy import load_policy, load_weights, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
-from llm_grpo.training.arguments import changed_in_silence, grpo_arguments
+from llm_grpo.training.arguments import changed_in_silence, check_arguments, grpo_arguments
 from llm_grpo.training.trainer import build_trainer, optimise
 from llm_grpo.training.watching import watch
 
@@ -166,6 +166,29 @@ def test_every_value_under_grpo_reaches_trl_or_the_change_is_said(tmp_path: Path
     config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch_fused"], environment={})
     arguments.learning_rate = 1.0
     assert list(changed_in_silence(config, arguments)) == ["grpo.learning_rate"]
+
+
+REFUSED = [
+    ("grpo.use_liger_kernel=true", "liger", "not installed"),
+    ("grpo.optim=lomo", "lomo", "not installed; said when the training started"),
+    ("grpo.lr_scheduler_type=cosine_with_min_lr", "min_lr", "lacks an argument; said when the training started"),
+    ("grpo.auto_find_batch_size=true", "auto_find_batch_size", "TRL's own word"),
+    ("grpo.accelerator_config={x: 1}", "unexpected keyword argument 'x'", "a TypeError"),
+]
+
+
+@pytest.mark.parametrize(("override", "said", "why"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_what_trl_refuses_is_told_before_the_model_is_loaded(
+    tmp_path: Path, override: str, said: str, why: str
+) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml", [override], environment={})
+    with pytest.raises(UserError, match=f"TRL refuses these values: .*{said}"):
+        check_arguments(config, runs.Run(tmp_path), [1.0] * len(config.rewards))
+
+
+def test_what_only_the_trainer_refuses_is_a_line_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="TRL refuses these values: .*sync_ref_model"):
+        trained(tmp_path, "grpo.sync_ref_model=true")
 
 
 def test_a_lora_on_modules_that_are_not_there(tmp_path: Path) -> None:

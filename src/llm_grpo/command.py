@@ -48,9 +48,14 @@ def load_env_file() -> None:
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring as it is written."""
-    return argparse.ArgumentParser(
+    found = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    # `--run=~/outputs/demo`, which a shell leaves as it is: of arguments without a type, and of paths. Texts are of
+    # type str.
+    found.register("type", None, os.path.expanduser)
+    found.register("type", Path, lambda text: Path(text).expanduser())
+    return found
 
 
 def add_overrides(to: argparse.ArgumentParser) -> None:
@@ -64,11 +69,14 @@ def console() -> Console:
 
 
 def add_which_model(parser: argparse.ArgumentParser) -> None:
-    """The three ways to name a model, of which one is given."""
+    """The three ways to name a model, of which one is given, and the base of the first two."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="DIR", help="a run's folder: its base with the adapter that was evaluated")
-    which.add_argument("--adapter", metavar="DIR", help="an adapter's folder, on the base it names")
+    run, adapter = "a run's folder: its base with the adapter that was evaluated", "an adapter's folder, on its base"
+    which.add_argument("--run", metavar="DIR", help=run)
+    which.add_argument("--adapter", metavar="DIR", help=adapter)
     which.add_argument("--model", metavar="NAME", help="a model's folder or Hub name (base or merged)")
+    base = "with --run or --adapter: the base, where it is not the one they name (any more)"
+    parser.add_argument("--base", metavar="NAME", help=base)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

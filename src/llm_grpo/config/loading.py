@@ -7,6 +7,7 @@ Precedence: default < file < environment < command line. No torch, no trl: a typ
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from llm_grpo.config.dotted import leaves, put, split_override
-from llm_grpo.config.grpo_fields import faults_under_grpo
+from llm_grpo.config.grpo_fields import faults_under_grpo, where_today
 from llm_grpo.config.schema import GRPO_DEFAULTS, Config, Section
 from llm_grpo.config.yaml_text import read_yaml
 from llm_grpo.errors import UserError, did_you_mean
 
 # Environment variables that override the file (the names system S5 is known by).
 ENVIRONMENT = {"MODEL_NAME": "model.name", "OUTPUT_DIR": "run.output_dir", "RUN_NAME": "run.name"}
+# What pydantic calls a kind of value -> what it is in a YAML file.
+_KINDS = {"model_type": "keys with values", "dict_type": "keys with values", "list_type": "a list",
+          "string_type": "a text", "int_type": "a whole number", "float_type": "a number",
+          "bool_type": "true or false"}  # fmt: skip
 
 
 def load_config(
@@ -32,7 +37,7 @@ def load_config(
     `environment` is os.environ unless given. Raises UserError with every fault at once, each by its dotted path.
     """
     environment = os.environ if environment is None else environment
-    data = read_yaml(Path(path))
+    data = read_yaml(Path(path).expanduser())
     origins = {dotted: "file" for dotted, _ in leaves(data)}
     given = [
         (ENVIRONMENT[name], environment[name], f"environment {name}") for name in ENVIRONMENT if environment.get(name)
@@ -49,7 +54,11 @@ def load_config(
 
 def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
     """Validate a plain dict as a Config, or raise one UserError that lists every fault."""
-    faults = []
+    faults = [
+        f"{dotted}: {value} given; it must be a finite number."
+        for dotted, value in leaves(data)
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     if "origins" in data:
         faults.append(f"origins: unknown key.{did_you_mean('origins', _fields(Config))}")
     grpo = data.get("grpo") or {}
@@ -98,11 +107,14 @@ def _say(fault: Mapping[str, Any]) -> str:
     path = [part for part in fault["loc"] if not str(part).endswith("Section")]
     dotted, given = ".".join(map(str, path)), fault.get("input")
     if fault["type"] == "extra_forbidden":
-        return f"{dotted}: unknown key.{did_you_mean(str(path[-1]), _fields(_section_at(path)))}"
+        today = where_today(str(path[-1])) or did_you_mean(str(path[-1]), _fields(_section_at(path)))
+        return f"{dotted}: unknown key.{today}"
     if fault["type"] == "missing":
         return f"{dotted}: missing; every config has to say it."
     if fault["type"] == "literal_error":
         return f"{dotted}: {given!r} is not allowed. Allowed: {fault['ctx']['expected']}."
     if isinstance(given, (dict, list)) and len(str(given)) > 60:
         given = f"a {type(given).__name__}"
+    if fault["type"] in _KINDS:
+        return f"{dotted}: {given!r} given, it takes {_KINDS[fault['type']]}."
     return f"{dotted}: {given!r} given. {fault['msg']}."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from llm_grpo.config.dotted import leaves
 
@@ -50,6 +51,15 @@ GRPO_DEFAULTS: dict[str, Any] = {
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+# A folder or file (~ is the home), or a name of the Hub.
+Place = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+
+
+def _places_expanded(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a task or reward with the home in place of `~` where they name a file, a folder or a model."""
+    places = {name for name, value in args.items() if isinstance(value, str) and name.endswith(("path", "model"))}
+    home = os.path.expanduser  # as the shell does: Path.expanduser raises for a ~ that is nobody's
+    return {name: home(value) if name in places else value for name, value in args.items()}
 
 
 class Section(BaseModel):
@@ -58,17 +68,17 @@ class Section(BaseModel):
 
 class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "grpo"
-    output_dir: str = "outputs"
+    output_dir: Place = "outputs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class ModelSection(Section):
-    name: str
+    name: Place
     revision: str | None = None
     load_in_4bit: Literal[True, False, "auto"] = False  # auto: on a GPU that can, not on a CPU
     max_seq_length: Positive = 2048
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6
-    merge_base: str | None = None
+    merge_base: Place | None = None
     trust_remote_code: bool = False
 
     def merge_source(self, base: str | None = None) -> tuple[str, str | None]:
@@ -87,20 +97,20 @@ class LoraSection(Section):
 
 class TaskSection(Section):
     name: str
-    args: dict[str, Any] = {}
+    args: Annotated[dict[str, Any], AfterValidator(_places_expanded)] = {}
 
 
 class PromptSection(Section):
     system: str | None = None  # null: the task's own
     examples: Count = 0  # solved examples shown before the question, taken from the train split
-    template: str | None = None  # null: the tokenizer's own, or a plain one where it has none
+    template: Place | None = None  # null: the tokenizer's own, or a plain one where it has none
     too_long: Literal["error", "leave_out"] = "error"  # a prompt that leaves no room for the answer in the window
 
 
 class RewardSpec(Section):
-    name: str
+    name: Place  # path/to/file.py:function too
     weight: float = 1.0
-    args: dict[str, Any] = {}
+    args: Annotated[dict[str, Any], AfterValidator(_places_expanded)] = {}
 
 
 class RolloutsSection(Section):

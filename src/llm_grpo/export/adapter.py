@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from llm_grpo.errors import UserError
 from llm_grpo.export.tensors import FLOATS, Stored, read_header
+from llm_grpo.rollouts.loading import ADAPTER, adapter_settings
 from llm_grpo.runs import is_whole_model
 
 # Fields of PEFT's LoraConfig (0.21) that say nothing of the arithmetic, or that are looked at below. Any other field
@@ -90,10 +90,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} is no adapter: no adapter_config.json in it.")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config, file = adapter_settings(folder), folder / ADAPTER
     faults = [f"{name}={value!r}" for name, value in config.items() if value and name not in UNDERSTOOD]
     if config.get("peft_type") != "LORA":
         faults = [f"peft_type={config.get('peft_type')!r}"]

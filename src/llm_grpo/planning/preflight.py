@@ -52,15 +52,32 @@ def logging_choice(config: Config, folder: Path) -> dict[str, str]:
 
 
 def _wandb(folder: Path) -> str:
+    """Whether W&B is online, as W&B itself sees it: its environment, its settings files, its login."""
     os.environ.setdefault("WANDB_DIR", str(folder))
     os.environ.setdefault("WANDB_PROJECT", "llm-grpo")
     os.environ.setdefault("WANDB_SILENT", "true")
-    if os.environ.get("WANDB_MODE"):
-        return f"{os.environ['WANDB_MODE']}: WANDB_MODE says so"
-    if os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _netrc():
+    # Its own are 90 s for a server that is not there, and for ever for what is not uploaded at the end.
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")
+    import wandb
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    try:
+        settings = wandb_setup.singleton().settings
+        if settings.mode != "online":
+            return f"{settings.mode}: WANDB_MODE or `wandb offline` says so"
+        host = settings.base_url
+        auth = wbauth.authenticate_session(host=host, source="llm-grpo", prompt=False, update_session=False)
+        missing = "no WANDB_API_KEY in the environment or .env, no `wandb login`"
+    except (wandb.Error, ValueError) as error:
+        auth, missing = None, (str(error).strip().splitlines() or [type(error).__name__])[0]
+    finally:
+        wandb.teardown()  # what it has read of the environment may change below
+    if auth:
         return "online: a key was found"
     os.environ["WANDB_MODE"] = "offline"
-    return "offline: no WANDB_API_KEY in the environment or .env; upload later with `wandb sync`"
+    return f"offline: {missing}; upload later with `wandb sync`"
 
 
 def standby_choice(config: Config) -> dict[str, str]:
@@ -69,11 +86,6 @@ def standby_choice(config: Config) -> dict[str, str]:
         return {}
     os.environ["UNSLOTH_VLLM_STANDBY"] = "1"
     return {"rollouts.standby": "on: Unsloth sets vLLM's share of the memory, model.gpu_memory_utilization is not used"}
-
-
-def _netrc() -> str:
-    file = Path.home() / ".netrc"
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _missing_model(what: str, name: str, revision: str | None) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llm_grpo.errors import UserError
 
 Shape = Mapping[str, Any]  # a config.json under the names that most architectures use
 Sizes = dict[str, tuple[int, int]]  # (in, out) of each projection of one layer, by name
@@ -20,7 +23,7 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 151936,
         "tie_word_embeddings": True,
-        "attention_bias": True,
+        "model_type": "qwen2",
         "max_position_embeddings": 32768,
     },
     "Qwen/Qwen2.5-1.5B-Instruct": {
@@ -31,7 +34,7 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 151936,
         "tie_word_embeddings": True,
-        "attention_bias": True,
+        "model_type": "qwen2",
         "max_position_embeddings": 32768,
     },
     "meta-llama/Llama-3.2-1B-Instruct": {
@@ -44,6 +47,7 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "vocab_size": 128256,
         "tie_word_embeddings": True,
+        "model_type": "llama",
     },
     "distilbert/distilgpt2": {
         "model_type": "gpt2",
@@ -54,17 +58,65 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 50257,
     },
 }
-# GPT-2's own names, as transformers maps them (GPT2Config.attribute_map).
+# Other names for the usual ones, as transformers maps them (attribute_map): GPT-2's, and Qwen's for its experts.
 USUAL_NAMES = {"n_embd": "hidden_size", "n_inner": "intermediate_size", "n_layer": "num_hidden_layers",
-               "n_head": "num_attention_heads", "n_positions": "max_position_embeddings"}  # fmt: skip
+               "n_head": "num_attention_heads", "n_positions": "max_position_embeddings",
+               "num_experts": "num_local_experts"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture differs from Llama's layer of seven projections without biases and two norms.
+
+    tied, head_dim: what transformers 5.17 takes where config.json does not say. experts: the key of their width,
+    where a mixture of experts stands in place of the layer's MLP.
+    """
+
+    tied: bool = False
+    head_dim: int | None = None
+    qkv_bias: bool = False  # always; elsewhere attention_bias says so, and then o_proj has one too
+    norms: int = 2  # of the hidden size, in a layer
+    head_norms: bool = False  # one for the query heads and one for the key heads
+    fused: bool = False  # qkv_proj and gate_up_proj
+    experts: str | None = None
+
+
+# By model_type. Of any other nothing is said, because counted as Llama is it would come out wrong.
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "granite": Family(),
+    "smollm3": Family(tied=True),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(head_dim=128, head_norms=True),
+    "gemma": Family(tied=True, head_dim=256),
+    "gemma2": Family(tied=True, head_dim=256, norms=4),
+    "gemma3_text": Family(tied=True, head_dim=256, norms=4, head_norms=True),
+    "phi3": Family(fused=True),
+    "gpt2": Family(tied=True),
+    "mixtral": Family(experts="intermediate_size"),
+    "qwen2_moe": Family(qkv_bias=True, experts="moe_intermediate_size"),
+    "qwen3_moe": Family(head_norms=True, experts="moe_intermediate_size"),
+}
+
+
+def family_of(shape: Shape) -> Family:
+    return FAMILIES.get(str(shape.get("model_type")), Family())
 
 
 def model_shape(name: str) -> Shape | None:
     """The shape of a local model folder, or a known one; None where neither is at hand or its layers are not known."""
     shape = read_shape(name)
-    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    known = shape is not None and all(shape.get(key) for key in needed)
-    return shape if known and (shape.get("model_type") in SIZES or "num_key_value_heads" in shape) else None
+    if shape is None or shape.get("model_type") not in FAMILIES:
+        return None
+    experts = family_of(shape).experts
+    needed = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+    needed += ["max_position_embeddings"] if shape["model_type"] == "gpt2" else ["num_key_value_heads"]
+    needed += ["num_local_experts", experts] if experts else []
+    needed += ["shared_expert_intermediate_size"] if shape["model_type"] == "qwen2_moe" else []
+    whole = all(isinstance(shape.get(key), int) and shape[key] > 0 for key in needed)
+    alike = not shape.get("mlp_only_layers") and shape.get("decoder_sparse_step", 1) == 1  # every layer has experts
+    return shape if whole and alike else None
 
 
 def read_shape(name: str) -> Shape | None:
@@ -75,13 +127,23 @@ def read_shape(name: str) -> Shape | None:
 
         cached = try_to_load_from_cache(name, "config.json")
         file = Path(cached) if isinstance(cached, str) else file
-    raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else KNOWN_SHAPES.get(name)
+    raw = _read(file) if file.is_file() else KNOWN_SHAPES.get(name)
     if raw is None:
         return None
     shape = {USUAL_NAMES.get(key, key): value for key, value in raw.items()}
     if "n_embd" in raw and not shape.get("intermediate_size"):
         shape["intermediate_size"] = 4 * raw["n_embd"]
     return shape
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of UnicodeDecodeError too
+        raise UserError(f"{file}: not a model's configuration, not JSON ({error}).") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: not a model's configuration, it holds a {type(raw).__name__}.")
+    return raw
 
 
 def positions(shape: Shape) -> int | None:
@@ -99,43 +161,53 @@ def lora_parameters(shape: Shape, rank: int, targets: list[str] | None) -> int:
 
 
 def projection_sizes(shape: Shape) -> Sizes:
-    return SIZES.get(str(shape.get("model_type")), _llama_sizes)(shape)
-
-
-def _llama_sizes(shape: Shape) -> Sizes:
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    """The linear layers of one layer of the model; experts are none (transformers holds them as one tensor)."""
+    hidden, inner, family = shape["hidden_size"], shape["intermediate_size"], family_of(shape)
+    if shape.get("model_type") == "gpt2":
+        return {"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden),
+                "mlp.c_fc": (hidden, inner), "mlp.c_proj": (inner, hidden)}  # fmt: skip
     heads, pairs = _head_widths(shape)
-    return {"q_proj": (hidden, heads), "k_proj": (hidden, pairs), "v_proj": (hidden, pairs), "o_proj": (heads, hidden),
-            "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}  # fmt: skip
-
-
-def _gpt2_sizes(shape: Shape) -> Sizes:
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    return {"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden),
-            "mlp.c_fc": (hidden, inner), "mlp.c_proj": (inner, hidden)}  # fmt: skip
-
-
-# By model_type; any other that names key-value heads is counted as Llama is.
-SIZES: dict[str, Callable[[Shape], Sizes]] = {"gpt2": _gpt2_sizes}
+    if family.fused:
+        return {"qkv_proj": (hidden, heads + 2 * pairs), "o_proj": (heads, hidden),
+                "gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}  # fmt: skip
+    attention = {"q_proj": (hidden, heads), "k_proj": (hidden, pairs), "v_proj": (hidden, pairs),
+                 "o_proj": (heads, hidden)}  # fmt: skip
+    if family.experts and "shared_expert_intermediate_size" not in shape:
+        return attention
+    gate = {}
+    if family.experts:
+        inner, gate = shape["shared_expert_intermediate_size"], {"shared_expert_gate": (hidden, 1)}
+    return attention | {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)} | gate
 
 
 def _head_widths(shape: Shape) -> tuple[int, int]:
     """Width of all query heads together, and of all key (or value) heads."""
-    head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+    head = _head_dim(shape)
     return shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
 
 
+def _head_dim(shape: Shape) -> int:
+    return shape.get("head_dim") or family_of(shape).head_dim or shape["hidden_size"] // shape["num_attention_heads"]
+
+
 def model_parameters(shape: Shape) -> int:
-    """All weights: embeddings, projections with their biases, norms."""
-    hidden, layers, is_gpt2 = shape["hidden_size"], shape["num_hidden_layers"], shape.get("model_type") == "gpt2"
+    """All weights: embeddings, projections with their biases, experts with their router, norms."""
+    hidden, family, is_gpt2 = shape["hidden_size"], family_of(shape), shape.get("model_type") == "gpt2"
     sizes = projection_sizes(shape)
-    projections = sum(rows * columns for rows, columns in sizes.values())
-    if is_gpt2:  # learned positions, tied embeddings, a bias with every projection and norm
-        embeddings = (shape["vocab_size"] + shape["max_position_embeddings"]) * hidden
-        biases, norms = sum(columns for _, columns in sizes.values()), 2 * hidden * (2 * layers + 1)
-    else:
-        embeddings = shape["vocab_size"] * hidden * (1 if shape.get("tie_word_embeddings") else 2)
-        has_bias = shape.get("attention_bias") or shape.get("model_type") == "qwen2"
-        biases = _head_widths(shape)[0] + 2 * _head_widths(shape)[1] if has_bias else 0
-        norms = hidden * (2 * layers + 1)
-    return embeddings + norms + layers * (projections + biases)
+    tied = shape.get("tie_word_embeddings")
+    embeddings = shape["vocab_size"] * hidden * (1 if (family.tied if tied is None else tied) else 2)
+    norm = 2 * hidden if is_gpt2 else hidden  # LayerNorm has a bias, RMSNorm has none
+    layer = sum(rows * columns for rows, columns in sizes.values()) + family.norms * norm
+    layer += sum(columns for name, (_, columns) in sizes.items() if is_gpt2 or _has_bias(name, shape))
+    layer += 2 * _head_dim(shape) if family.head_norms else 0
+    if family.experts:  # gate, up and down projection of each, and its row in the router
+        layer += shape["num_local_experts"] * (3 * shape[family.experts] + 1) * hidden
+    positions_learned = shape["max_position_embeddings"] * hidden if is_gpt2 else 0
+    return embeddings + positions_learned + norm + shape["num_hidden_layers"] * layer
+
+
+def _has_bias(projection: str, shape: Shape) -> bool:
+    if projection in ("q_proj", "k_proj", "v_proj"):
+        return family_of(shape).qkv_bias or bool(shape.get("attention_bias"))
+    of_mlp = projection in ("gate_proj", "up_proj", "down_proj")
+    return bool(shape.get("mlp_bias" if of_mlp else "attention_bias")) and projection != "shared_expert_gate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import sys
@@ -25,6 +26,22 @@ def load_function(name: str) -> RewardFunction:
         own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise UserError(f"reward '{name}': {file} has no function '{function}'.{did_you_mean(function, own)}")
     return found
+
+
+def may_bring_libraries(name: str) -> bool:
+    """Whether the file of `path/to/file.py:function` imports more than the standard library.
+
+    In a training run Unsloth has to come before trl, transformers and peft, and who knows what a library imports. The
+    file is read, not run; one that is missing or broken is told of by `load_function`.
+    """
+    path = Path(name.rpartition(":")[0]).expanduser()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return not {module.partition(".")[0] for module in named} <= sys.stdlib_module_names - {"importlib"}
 
 
 def _imported(path: Path, name: str) -> ModuleType:

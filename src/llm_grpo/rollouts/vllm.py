@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import CPU_LORA, Sampling, completion_of, stop_tokens, token_ids
 from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, first_seed, isolated, open_vllm, served_rank
+from llm_grpo.rollouts.loading import adapter_settings
 
 
 class VLLMEngine:
@@ -78,7 +78,7 @@ def load_engine(
     from vllm.lora.request import LoRARequest
 
     trust = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
-    rank = _rank(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))) if adapter else None
+    rank = _rank(adapter_settings(adapter)) if adapter else None
     llm = _open(model_name, rank, window, options)
     tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
     ensure_template(tokenizer, template)

@@ -43,7 +43,7 @@ def served(args: argparse.Namespace, on_gpu: bool) -> Served:
 
     config = config_of(args)
     base, adapter = which_model(args, config)
-    options, choices = _base_options(base, config, on_gpu)
+    options, choices = _base_options(base, config, on_gpu, of_training=bool(args.base))
     if adapter and not on_gpu:
         options["worker_extension_cls"] = CPU_LORA
     base = options.pop("model")
@@ -78,8 +78,12 @@ def opening_of(config: Config | None) -> tuple[Message, ...]:
     return tuple(with_system([], system_prompt(config), worked_examples(config))) if config else ()
 
 
-def _base_options(base: str, config: Config | None, on_gpu: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """(vLLM's options by name, `model` among them; choices with their reasons)."""
+def _base_options(
+    base: str, config: Config | None, on_gpu: bool, *, of_training: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(vLLM's options by name, `model` among them; choices with their reasons).
+
+    of_training: this is the base the run was trained on, whatever its name is (--base)."""
     from llm_grpo.rollouts import choose_four_bit
 
     trained = config.model if config else None
@@ -87,8 +91,8 @@ def _base_options(base: str, config: Config | None, on_gpu: bool) -> tuple[dict[
     choices = {}
     if trained:
         options |= {"max_model_len": trained.max_seq_length, "trust_remote_code": trained.trust_remote_code}
-    if trained and trained.name == base:
-        options["revision"] = trained.revision
+    if trained and (trained.name == base or of_training):
+        options["revision"] = trained.revision if trained.name == base else None
         four_bit, reason = choose_four_bit(trained.load_in_4bit)
         if four_bit and on_gpu:
             options["quantization"] = "bitsandbytes"
@@ -116,10 +120,10 @@ def _words(options: Mapping[str, Any]) -> list[str]:
 def _lora_words(adapter: Path, names: tuple[str, ...]) -> list[str]:
     """Raises UserError for an adapter that vLLM cannot serve."""
     from llm_grpo.rollouts.adapter_sync import served_rank
+    from llm_grpo.rollouts.loading import adapter_settings
 
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     try:
-        rank = served_rank(settings)
+        rank = served_rank(adapter_settings(adapter))
     except ValueError as error:
         raise UserError(
             f"{adapter}: {error} Merge it (src/merge.py) and serve the merged model with --model."

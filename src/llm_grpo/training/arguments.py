@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
 
+import torch  # isort: skip
+from transformers import Trainer, get_scheduler  # isort: skip
 from trl import GRPOConfig  # isort: skip
 
 from llm_grpo.config.schema import Config
@@ -21,7 +26,7 @@ def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) 
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
     }
-    try:
+    with told_by_trl():
         return GRPOConfig(
             **{**device, **config.grpo},
             output_dir=str(run.checkpoints),
@@ -34,8 +39,25 @@ def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) 
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-    except ValueError as error:
-        raise UserError(f"grpo: TRL refuses these values: {error}") from None
+
+
+@contextmanager
+def told_by_trl() -> Iterator[None]:
+    """What the constructors of TRL and transformers refuse is the user's mistake, told in their words."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise UserError(f"grpo: TRL refuses these values: {error}") from error
+
+
+def check_arguments(config: Config, run: Run, weights: list[float]) -> None:
+    """Before the model is loaded: what it would be trained with can be built. Raises UserError."""
+    arguments = grpo_arguments(config, run, weights, "transformers")
+    with told_by_trl():  # what they look at when the training starts
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+        learns = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+        words = arguments.lr_scheduler_kwargs
+        get_scheduler(arguments.lr_scheduler_type, learns, 0, 1000, scheduler_specific_kwargs=words)
 
 
 def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:

@@ -25,7 +25,8 @@ from llm_grpo.records import Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
-from llm_grpo.training.arguments import grpo_arguments
+from llm_grpo.training.arguments import grpo_arguments, told_by_trl
+from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder
 from llm_grpo.training.watching import Watch
 
@@ -47,7 +48,8 @@ class RecordingTrainer(GRPOTrainer):
         self.problems, self._record = problems, record
         self._prepare_seconds = 0.0
         rows = Dataset.from_dict({"problem": list(range(len(problems)))})
-        super().__init__(*args, **kwargs, train_dataset=rows)
+        with told_by_trl():
+            super().__init__(*args, **kwargs, train_dataset=rows)
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -149,7 +151,8 @@ def build_trainer(
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
-    watch.hyperparameters.loggers = trainer.callback_handler.callbacks
+    handler = trainer.callback_handler
+    handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
     return trainer
 
 

@@ -14,11 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from llm_grpo import runs
 from llm_grpo.config.schema import Config
-from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.diagnosis.drift import METRIC, Drift
 from llm_grpo.report.page import write_report
 from llm_grpo.report.tables import sample_text
@@ -35,7 +33,6 @@ class Watch:
     metrics: MetricsFile
     samples: SampleEvery
     drift: DriftWarning
-    hyperparameters: Hyperparameters
     report: ReportRefresh
 
     def callbacks(self) -> list[TrainerCallback]:
@@ -63,28 +60,6 @@ class DriftWarning(TrainerCallback):
         said = self.drift(logs[METRIC]) if logs and METRIC in logs else None
         if said:
             self.console.print(f"step {state.global_step}: {said}", style="yellow", highlight=False, soft_wrap=True)
-
-
-class Hyperparameters(TrainerCallback):
-    """The whole effective config, told to W&B, Trackio and TensorBoard; TRL tells them only its own part of it."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.loggers: list[TrainerCallback] = []  # the trainer's callbacks, set once there is a trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        settings = self.config.as_dict()
-        for logger in self.loggers if state.is_world_process_zero else ():
-            if isinstance(logger, WandbCallback):
-                import wandb
-
-                wandb.config.update({"llm_grpo": settings}, allow_val_change=True)
-            elif isinstance(logger, TrackioCallback):
-                import trackio
-
-                trackio.config.update({"llm_grpo": settings}, allow_val_change=True)
-            elif isinstance(logger, TensorBoardCallback):
-                logger.tb_writer.add_text("llm_grpo", f"```yaml\n{write_yaml(settings, 'config.yaml')}```")
 
 
 class ProgressBar(TrainerCallback):
@@ -218,7 +193,6 @@ def watch(
         MetricsFile(run),
         SampleEvery(run, config.logging.sample_every, console),
         DriftWarning(console),
-        Hyperparameters(config),
         ReportRefresh(run),
     )
 
