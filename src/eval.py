@@ -113,6 +113,7 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Completions made elsewhere, matched by id; a problem without one counts as wrong. Raises UserError."""
+    from llm_grpo.answers.thinking import thought_of
     from llm_grpo.evaluation.scoring import report_on, score
     from llm_grpo.problems import build_rewards
     from llm_grpo.records import Completion, Problem
@@ -128,7 +129,8 @@ def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         )
     examples = examples[: args.limit]  # the file may answer more than is asked for
     problems = [Problem(example, example.prompt) for example in examples]
-    completions = [Completion(texts.get(example.id, ""), tokens=0) for example in examples]
+    given = [texts.get(example.id, "") for example in examples]
+    completions = [Completion(text, 0, thought=thought_of(text, config.prompt.thinking)) for text in given]
     report = report_on(score(task, problems, completions, rewards), rewards, task)
     missing = sum(example.id not in texts for example in examples)
     what = f"{args.completions}{f' ({missing} problems without a completion count as wrong)' if missing else ''}"

@@ -203,8 +203,9 @@ def show(prompt: str, group: Sequence[Completion]) -> None:
     from rich.text import Text
 
     for completion in group:
-        said = completion.text.strip() + ("\n[cut at the token limit]" if completion.truncated else "")
-        console.print(Panel(Text(said), title=Text(prompt), title_align="left"))
+        cut = "\n[cut at the token limit]" if completion.truncated else ""
+        said = Text.assemble((completion.thought, "dim"), completion.answer.strip(), cut)
+        console.print(Panel(said, title=Text(prompt), title_align="left"))
 
 
 def chat(engine: Engine, sampling: Sampling, system: str | None, shots: Sequence[Message], *, capped: bool) -> int:

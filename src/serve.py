@@ -95,9 +95,9 @@ def serve(args: argparse.Namespace) -> int:
         with running(words, environment(on_gpu, os.environ), log) as process:
             with console.status("vLLM starts ..."):
                 seconds = wait_until_ready(process, url, log)
-            say_how_to_ask(model.names, model.opening, url, seconds)
+            say_how_to_ask(model, url, seconds)
             if args.gradio:
-                show_page(args, url, model.opening)
+                show_page(args, url, model.opening, model)
             process.wait()
             raise ended(process, log, "while it served")
 
@@ -112,10 +112,11 @@ def page_alone(args: argparse.Namespace) -> int:
     return 0
 
 
-def show_page(args: argparse.Namespace, url: str, opening: Sequence[Message]) -> Any:
+def show_page(args: argparse.Namespace, url: str, opening: Sequence[Message], model: Served | None = None) -> Any:
     from llm_grpo.serving.page import build_page, from_server, open_page
 
-    source = from_server(url, os.environ.get("VLLM_API_KEY"))
+    how = (model.begun, model.asks) if model else ()
+    source = from_server(url, os.environ.get("VLLM_API_KEY"), *how)
     page = build_page(source, opening, title=source.models[0])
     open_page(page, args.host, args.gradio_port, os.environ.get("VLLM_API_KEY"))
     from llm_grpo.serving.process import url_of
@@ -139,14 +140,15 @@ def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
         )
 
 
-def say_how_to_ask(names: Sequence[str], opening: Sequence[Message], url: str, seconds: float) -> None:
+def say_how_to_ask(model: Served, url: str, seconds: float) -> None:
     """The names that are served, and a request as the model was trained to find it."""
     from llm_grpo.report.notices import QUESTION
 
-    body = {"model": names[0], "messages": [*opening, {"role": "user", "content": QUESTION}], "temperature": 0}
+    messages = [*model.opening, {"role": "user", "content": QUESTION}]
+    body = {"model": model.names[0], "messages": messages, "temperature": 0, **model.asks}
     key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if os.environ.get("VLLM_API_KEY") else ""
     quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    lines = [f"Ready after {seconds:.0f} s at {url}/v1, serving {' and '.join(names)}. Ctrl-C stops it. Try:"]
+    lines = [f"Ready after {seconds:.0f} s at {url}/v1, serving {' and '.join(model.names)}. Ctrl-C stops it. Try:"]
     lines += [f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -93,12 +93,74 @@ def test_templates_that_cannot_be_used(tokenizer, tmp_path: Path) -> None:
     (tmp_path / "broken.jinja").write_text("{% for m in messages %}")
     with pytest.raises(UserError, match="cannot render"):
         ensure_template(tokenizer, str(tmp_path / "broken.jinja"))
-    (tmp_path / "no_system.jinja").write_text(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = {"rag": "{{ messages }}", "tool_use": "{{ messages }}"}
+    with pytest.raises(UserError, match=r"several chat templates \(rag, tool_use\) and none is the default"):
+        ensure_template(tokenizer)
+
+
+SILENT = "{% for m in messages if m.role in ('user', 'assistant') %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + SILENT
+
+
+@pytest.mark.parametrize("template", [SILENT, REFUSES], ids=["early Phi-3 leaves it out", "Gemma refuses it"])
+def test_where_there_is_no_system_role_its_words_stand_before_the_first_question(tokenizer, template: str) -> None:
+    tokenizer.chat_template = template
+    assert "no system role, so the system prompt stands before the first user message" in ensure_template(tokenizer)
+    assert render(with_system([USER], "S", SHOT), tokenizer) == (
+        "<user>S\n\nWhat is 1+1?<assistant><answer>\n2\n</answer><user>What is 2+2?"
     )
-    ensure_template(tokenizer, str(tmp_path / "no_system.jinja"))
-    with pytest.raises(UserError, match=r"system, user: no system role.*prompt\.system"):
-        render([SYSTEM, USER], tokenizer)
+    assert render([USER], tokenizer) == "<user>What is 2+2?", "without a system prompt nothing is changed"
+    kept = tokenizer.chat_template
+    assert "no system role" not in ensure_template(tokenizer) and tokenizer.chat_template == kept, "done once"
+
+
+PROGRAMS = [
+    ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "in parts", "SmolVLM"),
+    ("{{ messages[0].content + 1 }}", "TypeError", "Python's own errors too"),
+    ("{{ messages[0].parts[0].text }}", "UndefinedError", "a name that is not there"),
+    ("{{ 1 // 0 }}", "ZeroDivisionError", "arithmetic"),
+    ("{% for m in messages %}", "TemplateSyntaxError", "never closed"),
+]
+
+
+@pytest.mark.parametrize(("template", "said", "why"), PROGRAMS, ids=[row[2] for row in PROGRAMS])
+def test_a_template_that_cannot_ask_is_one_clear_line(tokenizer, template: str, said: str, why: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=rf"{said}.*prompt\.template") as error:
+        ensure_template(tokenizer)
+    assert "\n" not in str(error.value), why
+
+
+ARGS = [
+    ({"style": "short"}, "[short][2]", "a text"),
+    ({"style": "a\n'\"%} {{ x }} é 😀"}, "[a\n'\"%} {{ x }} é 😀][2]", "any text, none of it a template"),
+    ({"style": None, "depth": 3}, "[None][3]", "nothing, and a number"),
+    ({"style": {"a": [True, 1.5]}}, "[{'a': [True, 1.5]}][2]", "what JSON can say"),
+    ({}, "[][2]", "without any the template's own"),
+]
+
+
+@pytest.mark.parametrize(("args", "begins", "why"), ARGS, ids=[row[2] for row in ARGS])
+def test_what_a_template_reads_besides_is_written_into_it(tokenizer, args: dict, begins: str, why: str) -> None:
+    own = "[{{ style }}][{{ depth | default(2) }}]{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = own
+    for _ in range(2):  # a saved tokenizer has it already
+        ensure_template(tokenizer, None, args)
+        assert render([SYSTEM, USER], tokenizer) == f"{begins}system:Suser:What is 2+2?", why
+    assert tokenizer.chat_template.count("prompt.template_args") == bool(args)
+    given = tokenizer.apply_chat_template([USER], tokenize=False, style="mine")
+    assert given.startswith("[mine]"), "who renders may say otherwise"
+    ensure_template(tokenizer)
+    assert render([USER], tokenizer).startswith(begins), "without a config the tokenizer speaks for itself"
+    ensure_template(tokenizer, None, {})
+    assert tokenizer.chat_template == own, "and a config that asks for nothing takes it out"
+
+
+def test_what_a_template_does_not_read_is_refused(tokenizer) -> None:
+    for name in ("enable_thinkin", "messages"):
+        tokenizer.chat_template = "{{ enable_thinking }}{% for m in messages %}{{ m.content }}{% endfor %}"
+        with pytest.raises(UserError, match=f"prompt.template_args: the chat template reads no '{name}'"):
+            ensure_template(tokenizer, None, {name: False})
 
 
 def test_prompts_that_do_not_fit_are_named(tokenizer) -> None:

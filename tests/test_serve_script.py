@@ -22,9 +22,12 @@ import pytest
 from browser import free_port, wait_for
 from conftest import ROOT, TINY
 
+from llm_grpo import runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.problems import system_prompt
+from llm_grpo.prompts import render
+from llm_grpo.rollouts.loading import load_tokenizer
 from llm_grpo.serving.page import shown
 
 needs = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make test does)")
@@ -78,8 +81,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("outputs") / "pens"
-    config = load_config(ROOT / "configs" / "demo.yaml", ["run.name=pens", f"model.name={TINY}"], environment={})
     folder.mkdir()
+    template = folder / "mine.jinja"
+    template.write_text("{% if briefly %}Briefly.\n{% endif %}" + (TINY / "chat_template.jinja").read_text())
+    prompt = [f"prompt.template={template}", "prompt.template_args={briefly: true}"]
+    given = ["run.name=pens", f"model.name={TINY}", *prompt]
+    config = load_config(ROOT / "configs" / "demo.yaml", given, environment={})
     (folder / "config.yaml").write_text(write_yaml(config.as_dict(), "a test"))
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
@@ -122,11 +129,25 @@ def test_the_answers_are_those_of_transformers_and_peft(server: Started, run: Pa
 
     served = {}
     for name, adapter in (("pens", run / "adapter"), ("tiny_qwen2", None)):
-        engine = load_engine(str(TINY), adapter, None)
+        engine = load_engine(str(TINY), adapter, runs.find(run).config().prompt)
         expected = engine.generate([messages(question) for question in QUESTIONS], Sampling(40))
         served[name] = [ask(server.client(), question, name) for question in QUESTIONS]
         assert served[name] == [group[0].text for group in expected]
     assert all(mine != base for mine, base in zip(served["pens"], served["tiny_qwen2"], strict=True))
+
+
+def test_the_server_makes_the_prompt_of_the_training(server: Started, run: Path) -> None:
+    """Its default is `prompt.template_args` of the config; a request may say otherwise."""
+    import httpx
+
+    tokenizer, _ = load_tokenizer(str(TINY), run / "adapter", runs.find(run).config().prompt)
+    body = {"model": "pens", "messages": messages(QUESTIONS[0])}
+    for more, begins in (({}, True), ({"chat_template_kwargs": {"briefly": False}}, False)):
+        found = httpx.post(f"http://127.0.0.1:{server.port}/tokenize", json={**body, **more}, timeout=60).json()[
+            "tokens"
+        ]
+        text = render(messages(QUESTIONS[0]), tokenizer)
+        assert text.startswith("Briefly.\n") and tokenizer.decode(found) == (text if begins else text[9:])
 
 
 def test_a_stream_is_the_same_text_in_pieces(server: Started) -> None:

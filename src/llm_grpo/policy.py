@@ -31,7 +31,7 @@ if sys.modules.get("vllm._C", unsloth) is None:
 from llm_grpo.config.schema import Config
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
-from llm_grpo.prompts import ensure_template
+from llm_grpo.prompts import prepare_tokenizer
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
 from llm_grpo.rollouts.transformers import TransformersEngine
 
@@ -73,23 +73,24 @@ def load_policy(config: Config) -> Policy:
         "rollouts.engine": f"{engine}: {reason}",
         "dtype": f"{dtype}: {dtype_reason}",
         "model.load_in_4bit": f"{str(four_bit).lower()}: {four_bit_reason}",
-        "prompt.template": ensure_template(tokenizer, config.prompt.template),
+        **prepare_tokenizer(tokenizer, config.prompt),
     }
     return Policy(model, tokenizer, _engine(engine, model, tokenizer, config), choices)
 
 
 def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:
+    thinking = config.prompt.thinking
     if name == "transformers":
-        return TransformersEngine(model, tokenizer, config.evaluation.batch_size)
+        return TransformersEngine(model, tokenizer, config.evaluation.batch_size, thinking)
     if name == "unsloth":
         from llm_grpo.rollouts.unsloth import UnslothEngine
 
-        return UnslothEngine(model, tokenizer)
+        return UnslothEngine(model, tokenizer, thinking)
     from llm_grpo.rollouts.vllm import policy_engine
 
     options = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
     options |= {"gpu_memory_utilization": config.model.gpu_memory_utilization, "seed": config.run.seed}
-    return policy_engine(model, tokenizer, config.model.name, config.model.max_seq_length, **options)
+    return policy_engine(model, tokenizer, config.model.name, config.model.max_seq_length, thinking, **options)
 
 
 def _with_lora(model: Any, config: Config) -> Any:

@@ -59,11 +59,20 @@ def weighted_sum(rewards: Sequence[Reward], scores: Mapping[str, float | None]) 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the policy wrote; `truncated` when it ran into the token limit instead of stopping."""
+    """What the policy wrote; `truncated` when it ran into the token limit instead of stopping.
+
+    thought: the beginning of the text that judges and rewards do not read (`prompt.thinking: apart`).
+    """
 
     text: str
     tokens: int
     truncated: bool = False
+    thought: str = ""
+
+    @property
+    def answer(self) -> str:
+        """What judges and rewards read; the text itself is what is kept."""
+        return self.text[len(self.thought) :]
 
 
 @dataclass(frozen=True)

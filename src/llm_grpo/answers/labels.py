@@ -100,7 +100,7 @@ def label_metrics(scored: Sequence[Scored]) -> Metrics:
     An invalid answer names no label: it costs recall and never precision, and its own rate stands beside. A share
     without anything to count (a label that was never named) is 0.
     """
-    pairs = [(parse_labels(s.example.answer) or (), parse_action(s.completion.text)) for s in scored]
+    pairs = [(parse_labels(s.example.answer) or (), parse_action(s.completion.answer)) for s in scored]
     n = max(1, len(pairs))
     classes = {
         label: _two_by_two([(label in gold, label in (given or ())) for gold, given in pairs]) for label in LABELS

@@ -30,6 +30,7 @@ OWNED_ELSEWHERE = {
     "vllm_max_model_length": "model.max_seq_length",
     "reward_weights": "the weight of each entry under rewards",
     "trust_remote_code": "model.trust_remote_code",
+    "chat_template_kwargs": "prompt.template_args (the trainer alone would read it here)",
     "model_init_kwargs": "model",
     "do_train": "the verb: src/train.py",
     "do_eval": "evaluation",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from llm_grpo.config.dotted import leaves
 
@@ -104,6 +104,8 @@ class PromptSection(Section):
     system: str | None = None  # null: the task's own
     examples: Count = 0  # solved examples shown before the question, taken from the train split
     template: Place | None = None  # null: the tokenizer's own, or a plain one where it has none
+    template_args: dict[str, JsonValue] = {}  # what the template reads besides messages, such as enable_thinking: false
+    thinking: Literal["answer", "apart"] = "answer"  # a <think> block: part of the answer, or apart from it
     too_long: Literal["error", "leave_out"] = "error"  # a prompt that leaves no room for the answer in the window
 
 

@@ -50,14 +50,14 @@ def score(
 ) -> list[Scored]:
     """Judge and score one completion per problem, through the very functions the trainer uses."""
     examples = [problem.example for problem in problems]
-    messages = [[{"role": "assistant", "content": completion.text}] for completion in completions]
+    messages = [[{"role": "assistant", "content": completion.answer}] for completion in completions]
     prompts = [list(problem.messages) for problem in problems]
     values = {r.label: r.function(prompts=prompts, completions=messages, **columns_of(examples)) for r in rewards}
     return [
         Scored(
             example,
             completion,
-            task.judge(completion.text, example.answer),
+            task.judge(completion.answer, example.answer),
             {label: column[index] for label, column in values.items()},
         )
         for index, (example, completion) in enumerate(zip(examples, completions, strict=True))
@@ -113,7 +113,7 @@ def _sampled(
 ) -> dict[str, Any]:
     """avg@k, maj@k and pass@k over k samples per problem, for the strict and the lenient reading."""
     result: dict[str, Any] = {"k": sampling.n, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    judged = [[task.judge(c.text, p.example.answer) for c in g] for p, g in zip(problems, groups, strict=True)]
+    judged = [[task.judge(c.answer, p.example.answer) for c in g] for p, g in zip(problems, groups, strict=True)]
     for kind in ("strict", "lenient"):
         right = [[getattr(j, kind) for j in group] for group in judged]
         votes = [[j.extracted if kind == "lenient" or j.formatted else None for j in group] for group in judged]

@@ -112,6 +112,7 @@ def card(subject: Subject) -> str:
     shots = worked_examples(config) if config else ()
     parts.append(sections.use(name, subject.method, base, system, max_tokens, rank, shots))
     if config:
+        parts.append(sections.prompt(config.prompt))
         parts.append(sections.rewards(config, measured.after if measured else None))
         parts.append(sections.training(_read(subject.run.environment), list(read_jsonl(subject.run.metrics))))
     if measured:

@@ -28,7 +28,7 @@ def gap_to_four_bit(
         return {"measured": False, "why": "bitsandbytes is not installed on this machine"}
     source = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
     try:
-        model = load_engine(config.model.name, adapter, config.prompt.template, load_in_4bit=True, **source).model
+        model = load_engine(config.model.name, adapter, config.prompt, load_in_4bit=True, **source).model
         if not getattr(model, "is_loaded_in_4bit", False):
             return {"measured": False, "why": "transformers loaded the base in 16-bit on this machine"}
         found = gaps(readings, model, pairs)

@@ -99,7 +99,7 @@ def _ask_adapter(config: Config, adapter: Path, base: str, limit: int, revision:
     adapter: what the run learned; a whole model stands for itself, and the base is what it was trained from.
     """
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
-    engine = load_engine(base, adapter, config.prompt.template, revision=revision, **_options(config))
+    engine = load_engine(base, adapter, config.prompt, revision=revision, **_options(config))
     problems = prepare(task, "test", config, engine.tokenizer, limit).problems
     report = evaluate(engine, task, problems, rewards, config.answer_tokens())
     pairs = _answered(engine, problems, report["items"])
@@ -115,7 +115,7 @@ def _gaps_of_base(
     config: Config, base: str, revision: str | None, readings: list[Reading], pairs: list[Answered]
 ) -> dict[str, Any]:
     """How far the base is from what was learned. Opened by itself: what was learned need not be an adapter on it."""
-    engine = load_engine(base, None, config.prompt.template, revision=revision, **_options(config))
+    engine = load_engine(base, None, config.prompt, revision=revision, **_options(config))
     effect: dict[str, Any] = gaps(readings, engine.model, pairs)
     del engine
     free()
@@ -125,7 +125,7 @@ def _gaps_of_base(
 def _ask_merged(config: Config, merged: Path, first: _First) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """(its evaluation, its gaps from the adapter, whether its own tokenizer makes the same of the prompts)."""
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
-    engine = load_engine(str(merged), None, config.prompt.template, **_options(config))
+    engine = load_engine(str(merged), None, config.prompt, **_options(config))
     same_prompts = [pair.prompt for pair in first.pairs] == [_prompt_ids(engine, p) for p in first.problems]
     report = evaluate(engine, task, first.problems, rewards, config.answer_tokens())
     gap: dict[str, Any] = gaps(first.readings, engine.model, first.pairs)
@@ -223,13 +223,13 @@ def _answered(
 ) -> list[Answered]:
     """The adapter's answers as tokens; the token that ends an answer is one of them."""
     end = [] if engine.tokenizer.eos_token_id is None else [engine.tokenizer.eos_token_id]
+    texts = [item["completion"].removeprefix(engine.reader.begun) for item in items]  # that stands in the prompt
     return [
         Answered(
             _prompt_ids(engine, problem),
-            engine.tokenizer(item["completion"], add_special_tokens=False)["input_ids"]
-            + ([] if item["truncated"] else end),
+            engine.tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if item["truncated"] else end),
         )
-        for problem, item in zip(problems, items, strict=True)
+        for problem, item, text in zip(problems, items, texts, strict=True)
     ]
 
 

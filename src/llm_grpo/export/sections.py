@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from llm_grpo.config.schema import Config
+from llm_grpo.config.schema import Config, PromptSection
 from llm_grpo.evaluation.scoring import SHARES
 from llm_grpo.export.source import shown
 from llm_grpo.prompts import with_system
@@ -132,6 +132,23 @@ def use(
         serve, ours = f"vllm serve {name}", f"python src/infer.py --model {name} {words}"
     commands = f"vLLM:\n\n{fence(serve, 'bash')}\n\nllm-grpo:\n\n{fence(ours, 'bash')}"
     return f"## Use\n\n{fence(code, 'python')}\n\n{SHOTS if shots else ''}{commands}"
+
+
+def prompt(asked: PromptSection) -> str:
+    """What of the prompt and of the reading is not the tokenizer's own; "" where all is."""
+    said = []
+    if asked.template or asked.template_args:
+        values = ", ".join(f"`{name}={value!r}`" for name, value in asked.template_args.items())
+        said.append(
+            f"The chat template that lies here is that of the training{f' and sets {values}' if values else ''}. "
+            "A server of the base alone has to be given it: `--chat-template chat_template.jinja`."
+        )
+    if asked.thinking == "apart":
+        said.append(
+            "What was judged and paid is what stands behind the last `</think>` (`prompt.thinking: apart`); an answer "
+            "whose think block stays open counts as empty."
+        )
+    return "## Prompt\n\n" + "\n\n".join(said) if said else ""
 
 
 def rewards(config: Config, after: Mapping[str, Any] | None) -> str:

@@ -183,7 +183,7 @@ def tokens(config: Config) -> Iterator[Finding]:
 def data(config: Config) -> Iterator[Finding]:
     """Every split read and counted, and every prompt against the window, by the tokenizer alone."""
     from llm_grpo.problems import prepare
-    from llm_grpo.prompts import ensure_template
+    from llm_grpo.prompts import prepare_tokenizer
     from llm_grpo.tasks import build_task
 
     task = build_task(config.task.name, config.task.args)
@@ -197,15 +197,17 @@ def data(config: Config) -> Iterator[Finding]:
     if tokenizer is None:
         yield Finding("prompts", "look", "not measured: the tokenizer is not at hand")
         return
-    choice = ensure_template(tokenizer, config.prompt.template)
+    choices = prepare_tokenizer(tokenizer, config.prompt)
+    template = choices.pop("prompt.template")
     left_out = {split: len(prepare(task, split, config, tokenizer).too_long) for split in counts}
     over = ", ".join(f"{count} of {split}" for split, count in left_out.items() if count)
     said = (
         f"they fit the window of {config.model.max_seq_length} tokens" if not over else f"left out as too long: {over}"
     )
     yield Finding(
-        "prompts", "look" if over else "ok", f"{said}. {choice}", "raise model.max_seq_length" if over else ""
+        "prompts", "look" if over else "ok", f"{said}. {template}", "raise model.max_seq_length" if over else ""
     )
+    yield from (Finding(name, "look", reason) for name, reason in choices.items())
 
 
 def batch(config: Config) -> Iterator[Finding]:

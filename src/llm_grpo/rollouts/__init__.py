@@ -12,6 +12,7 @@ from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
 from llm_grpo.records import Completion, Message
+from llm_grpo.rollouts.reading import Reader
 
 CPU_LORA = "llm_grpo.rollouts.cpu_lora.OneProductPerAdapter"  # vLLM's worker_extension_cls where there is no GPU
 
@@ -43,11 +44,13 @@ class Sampling:
 class Engine(Protocol):
     """generate: prompts -> completions_by_prompt, `sampling.n` each, in the order of the prompts.
 
-    window: tokens that prompt and completion have together; None where the model sets no limit.
+    window: tokens that prompt and completion have together; None where the model sets no limit. reader: makes a
+    Completion of tokens; the trainer asks the same one.
     """
 
     name: str
     window: int | None
+    reader: Reader
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
@@ -69,13 +72,6 @@ def token_ids(
                 f"{', or lower max_tokens' if sampling.max_tokens > 1 else ''}."
             )
     return ids
-
-
-def completion_of(tokens: Sequence[int], stops: set[int], tokenizer: Any) -> Completion:
-    """The answer that generated tokens hold: up to the first stop token, which counts; without one it was cut."""
-    end = next((index for index, token in enumerate(tokens) if token in stops), None)
-    text = tokenizer.decode(list(tokens[:end]), skip_special_tokens=True)
-    return Completion(text, len(tokens) if end is None else end + 1, truncated=end is None)
 
 
 def stop_tokens(of_model: int | Sequence[int] | None, tokenizer: Any) -> set[int]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from llm_grpo.config.schema import PromptSection
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
-from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling, completion_of, token_ids
+from llm_grpo.rollouts import Sampling, token_ids
+from llm_grpo.rollouts.loading import load_tokenizer, not_there, said_first
+from llm_grpo.rollouts.reading import Reader
 from llm_grpo.runs import is_whole_model
 
 
@@ -22,8 +24,9 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64, thinking: str = "answer") -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.reader = Reader(tokenizer, thinking)
         self.window = getattr(model.config, "max_position_embeddings", None)
 
     def generate(
@@ -56,7 +59,7 @@ class TransformersEngine:
 
         ids = torch.tensor(token_ids([prompt], self.tokenizer, Sampling(1), self.window), device=self.model.device)
         left = max_tokens if self.window is None else min(max_tokens, self.window - ids.shape[1])
-        pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        pieces = TextIteratorStreamer(self.reader, skip_prompt=True)  # of a tokenizer it only asks decode
 
         def write() -> None:
             try:
@@ -66,6 +69,7 @@ class TransformersEngine:
 
         with ThreadPoolExecutor(1) as thread:
             writing = thread.submit(write)
+            yield self.reader.begun
             yield from pieces
             writing.result()  # raises what generate raised
 
@@ -78,7 +82,7 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
         output = self._generate(tokens, mask, sampling)
         stops = set(self._stops())
-        return [completion_of(row, stops, self.tokenizer) for row in output[:, longest:].tolist()]
+        return [self.reader.completion(row, stops) for row in output[:, longest:].tolist()]
 
     def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **options: Any) -> torch.Tensor:
         """Prompts (n, longest) -> prompts and answers (n, longer)."""
@@ -110,41 +114,40 @@ class TransformersEngine:
         return list(stops) if isinstance(stops, (list, tuple)) else [stops]
 
 
-def load_engine(model_name: str, adapter: Path | None, template: str | None, **options: Any) -> TransformersEngine:
+def load_engine(
+    model_name: str, adapter: Path | None, prompt: PromptSection | None, **options: Any
+) -> TransformersEngine:
     """A model (folder or Hub name) with an optional adapter, without unsloth. options: revision, trust_remote_code,
-    batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. Raises UserError.
+    batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. prompt: of the config, None where there is
+    none. Raises UserError.
 
     adapter: what a run learned; where that is a whole model it is opened by itself, in place of its base."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if adapter is not None and is_whole_model(adapter):
         model_name, adapter, options = str(adapter), None, {**options, "revision": None}
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
     dtype, device = getattr(torch, compute_dtype()[0]), "cuda" if has_gpu() else "cpu"
     loading = trust | _quantised(options, dtype, device)
+    tokenizer, _ = load_tokenizer(model_name, adapter, prompt, **trust)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
         model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **loading)
     except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
-        raise UserError(f"{model_name}: no model there, neither as a folder nor on the Hub ({_said(error)})") from error
+        raise not_there(model_name, error) from error
     except SafetensorError as error:
-        raise UserError(f"{model_name}: its weights cannot be read ({_said(error)}).") from error
+        raise UserError(f"{model_name}: its weights cannot be read ({said_first(error)}).") from error
     if adapter is not None:
         from peft import PeftModel
 
         try:
             model = PeftModel.from_pretrained(model, str(adapter))
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{adapter} does not fit {model_name}: {_said(error)}") from error
-    ensure_template(tokenizer, template)
+            raise UserError(f"{adapter} does not fit {model_name}: {said_first(error)}") from error
     if not options.get("load_in_4bit"):
         model = model.to(device)
-    return TransformersEngine(model.eval(), tokenizer, options.get("batch_size", 64))
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    thinking = prompt.thinking if prompt else "answer"
+    return TransformersEngine(model.eval(), tokenizer, options.get("batch_size", 64), thinking)
 
 
 def _quantised(options: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, Any]:

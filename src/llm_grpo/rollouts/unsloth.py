@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling, completion_of, stop_tokens, token_ids
+from llm_grpo.rollouts import Sampling, stop_tokens, token_ids
 from llm_grpo.rollouts.adapter_sync import isolated
+from llm_grpo.rollouts.reading import Reader
 from llm_grpo.rollouts.vllm import parameters
 
 
@@ -20,8 +21,8 @@ class UnslothEngine:
 
     name = "unsloth"
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, thinking: str = "answer") -> None:
+        self.model, self.tokenizer, self.reader = model, tokenizer, Reader(tokenizer, thinking)
         self.window = getattr(model, "max_seq_length", None)
 
     def generate(
@@ -42,4 +43,4 @@ class UnslothEngine:
         if on_done:
             on_done(len(ids))
         stops = stop_tokens(self.model.generation_config.eos_token_id, self.tokenizer)
-        return [[completion_of(list(o.token_ids), stops, self.tokenizer) for o in r.outputs] for r in outputs]
+        return [[self.reader.completion(o.token_ids, stops) for o in r.outputs] for r in outputs]

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_grpo.config.schema import PromptSection
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
-from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import CPU_LORA, Sampling, completion_of, stop_tokens, token_ids
+from llm_grpo.rollouts import CPU_LORA, Sampling, stop_tokens, token_ids
 from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, first_seed, isolated, open_vllm, served_rank
-from llm_grpo.rollouts.loading import adapter_settings
+from llm_grpo.rollouts.loading import adapter_settings, load_tokenizer
+from llm_grpo.rollouts.reading import Reader
 
 
 class VLLMEngine:
@@ -21,8 +22,9 @@ class VLLMEngine:
 
     name = "vllm"
 
-    def __init__(self, llm: Any, tokenizer: Any, adapter: Any = None) -> None:
+    def __init__(self, llm: Any, tokenizer: Any, adapter: Any = None, thinking: str = "answer") -> None:
         self.llm, self.tokenizer, self.adapter = llm, tokenizer, adapter
+        self.reader = Reader(tokenizer, thinking)
         config = llm.llm_engine.model_config
         self.window = config.max_model_len
         self.stops = stop_tokens(config.try_get_generation_config().get("eos_token_id"), tokenizer)
@@ -41,7 +43,7 @@ class VLLMEngine:
             )
         if on_done:
             on_done(len(requests))
-        return [[completion_of(list(o.token_ids), self.stops, self.tokenizer) for o in r.outputs] for r in outputs]
+        return [[self.reader.completion(o.token_ids, self.stops) for o in r.outputs] for r in outputs]
 
 
 def parameters(sampling: Sampling, count: int) -> list[Any]:
@@ -54,7 +56,9 @@ def parameters(sampling: Sampling, count: int) -> list[Any]:
     return [SamplingParams(**settings, seed=seed, max_tokens=sampling.max_tokens) for seed in seeds]
 
 
-def policy_engine(model: Any, tokenizer: Any, base: str, window: int, **options: Any) -> VLLMEngine:
+def policy_engine(
+    model: Any, tokenizer: Any, base: str, window: int, thinking: str = "answer", **options: Any
+) -> VLLMEngine:
     """An engine that answers with the LoRA a PEFT model holds at each call, over the base (a folder or a Hub name).
 
     A 4-bit model is answered for from its own weights, dequantised once. options go to vllm.LLM. Raises UserError.
@@ -62,27 +66,26 @@ def policy_engine(model: Any, tokenizer: Any, base: str, window: int, **options:
     rank = _rank(vars(model.peft_config["default"]))
     if not any(getattr(parameter, "quant_state", None) for parameter in model.parameters()):
         llm = _open(base, rank, window, options)
-        return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
+        return VLLMEngine(llm, tokenizer, AdapterSync(model, llm), thinking)
     with tempfile.TemporaryDirectory() as folder:  # vLLM has read it by the time it is deleted
         options.pop("revision", None)
         llm = _open(str(dequantise(model, tokenizer, Path(folder))), rank, window, options)
-        return VLLMEngine(llm, tokenizer, AdapterSync(model, llm))
+        return VLLMEngine(llm, tokenizer, AdapterSync(model, llm), thinking)
 
 
 def load_engine(
-    model_name: str, adapter: Path | None, template: str | None, window: int | None = None, **options: Any
+    model_name: str, adapter: Path | None, prompt: PromptSection | None, window: int | None = None, **options: Any
 ) -> VLLMEngine:
     """A model (folder or Hub name) with an optional saved adapter; window: tokens of prompt and answer, None for the
     model's own. options go to vllm.LLM. Raises UserError."""
-    from transformers import AutoTokenizer
     from vllm.lora.request import LoRARequest
 
     trust = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
     rank = _rank(adapter_settings(adapter)) if adapter else None
     llm = _open(model_name, rank, window, options)
-    tokenizer = AutoTokenizer.from_pretrained(model_name, **trust)
-    ensure_template(tokenizer, template)
-    return VLLMEngine(llm, tokenizer, LoRARequest(adapter.name, 1, str(adapter)) if adapter else None)
+    tokenizer, _ = load_tokenizer(model_name, adapter, prompt, **trust)
+    lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
+    return VLLMEngine(llm, tokenizer, lora, prompt.thinking if prompt else "answer")
 
 
 def _rank(adapter: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.problems import system_prompt, worked_examples
-from llm_grpo.prompts import ensure_template, with_system
+from llm_grpo.prompts import begun_thought, special_tags, with_system
 from llm_grpo.records import Message
 
 # What a client gets that says nothing of sampling, as in src/infer.py: neither the sampling settings nor the repetition
@@ -25,6 +25,8 @@ class Served:
     """base: a folder or Hub name. names: what clients call it, the trained model first. template: of chats, in Jinja.
 
     opening: the messages it was trained to find before a question. choices: what was chosen for the user, and why.
+    begun: what of a think block the template opens in the prompt. asks: what a request has to say besides, to be
+    answered as the model was trained.
     """
 
     base: str
@@ -34,12 +36,14 @@ class Served:
     opening: tuple[Message, ...]
     options: tuple[str, ...]
     choices: Mapping[str, str] = field(default_factory=dict)
+    begun: str = ""
+    asks: Mapping[str, Any] = field(default_factory=dict)
 
 
 def served(args: argparse.Namespace, on_gpu: bool) -> Served:
     """What the arguments name, checked. Raises UserError where it is not there, or where vLLM could not serve it."""
     from llm_grpo.rollouts import CPU_LORA
-    from llm_grpo.rollouts.loading import config_of, which_model
+    from llm_grpo.rollouts.loading import config_of, load_tokenizer, which_model
 
     config = config_of(args)
     base, adapter = which_model(args, config)
@@ -47,8 +51,8 @@ def served(args: argparse.Namespace, on_gpu: bool) -> Served:
     if adapter and not on_gpu:
         options["worker_extension_cls"] = CPU_LORA
     base = options.pop("model")
-    tokenizer = _tokenizer(base, adapter, options)
-    said = ensure_template(tokenizer, config.prompt.template if config else None)
+    trust = {"revision": options.get("revision"), "trust_remote_code": options.get("trust_remote_code", False)}
+    tokenizer, said = load_tokenizer(base, adapter, config.prompt if config else None, **trust)
     names = _names(base, adapter, config)
     return Served(
         base,
@@ -57,7 +61,9 @@ def served(args: argparse.Namespace, on_gpu: bool) -> Served:
         tokenizer.get_chat_template(),
         opening_of(config),
         (*_words(options), *(_lora_words(adapter, names) if adapter else ())),
-        {**choices, "prompt.template": said},
+        {**choices, **said},
+        begun_thought(tokenizer),
+        {"skip_special_tokens": False} if special_tags(tokenizer) else {},
     )
 
 
@@ -66,6 +72,7 @@ def vllm_words(model: Served, template_file: Path, host: str, port: int) -> list
     return [
         *("--model", model.base, "--served-model-name", model.names[-1]),
         *("--host", host, "--port", str(port), "--chat-template", str(template_file)),
+        *("--chat-template-content-format", "string"),  # contents whole, as in training, not in parts
         *("--generation-config", "vllm", "--override-generation-config", json.dumps(SAMPLING)),
         *("--middleware", "llm_grpo.serving.access.KeyEverywhere"),
         *("--allowed-origins", "[]"),  # vLLM's default lets every web page that is open here ask this server
@@ -139,16 +146,3 @@ def _names(base: str, adapter: Path | None, config: Config | None) -> tuple[str,
         return (config.run.name if config else plain,)
     mine = config.run.name if config else adapter.resolve().name
     return mine, plain if plain != mine else f"{plain}-base"
-
-
-def _tokenizer(base: str, adapter: Path | None, options: Mapping[str, Any]) -> Any:
-    """The tokenizer the adapter was saved with, whose template is that of its training; else the base's."""
-    from transformers import AutoTokenizer
-
-    folder = str(adapter) if adapter and (adapter / "tokenizer_config.json").is_file() else base
-    trust = {"trust_remote_code": options.get("trust_remote_code", False)}
-    try:
-        return AutoTokenizer.from_pretrained(folder, revision=options.get("revision"), **trust)
-    except (OSError, ValueError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: no model there, neither as a folder nor on the Hub ({first_line})") from error

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_grpo.answers.judging import TAGS, extract_hash_answer, write_answer
+from llm_grpo.answers.thinking import CLOSE, OPEN, thought_of, words_of
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import with_system
 from llm_grpo.records import Message
 
-REASONING = "Reasoning"
+REASONING, THOUGHT = "Reasoning", "Thought"
 USUAL_MAX_TOKENS = 1024  # of a model in this process, where the visitor names no limit
 
 
@@ -40,8 +41,10 @@ def check_gradio() -> None:
 # --- who answers ------------------------------------------------------------------------------------------------
 
 
-def from_server(url: str, key: str | None) -> Source:
-    """A server of OpenAI's kind at http://HOST:PORT; adapters stand before their bases. Raises UserError."""
+def from_server(url: str, key: str | None, begun: str = "", asks: Mapping[str, Any] | None = None) -> Source:
+    """A server of OpenAI's kind at http://HOST:PORT; adapters stand before their bases. Raises UserError.
+
+    begun: what of a think block its prompts have opened; asks: what a request says besides (`Served`)."""
     import openai
 
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0)
@@ -57,7 +60,10 @@ def from_server(url: str, key: str | None) -> Source:
     ) -> Iterator[str]:
         settings = {"temperature": temperature, "top_p": top_p} | ({"max_tokens": max_tokens} if max_tokens else {})
         try:
-            with client.chat.completions.create(model=model, messages=messages, stream=True, **settings) as chunks:  # type: ignore
+            with client.chat.completions.create(
+                model=model, messages=messages, stream=True, extra_body=asks, **settings
+            ) as chunks:  # type: ignore
+                yield begun
                 yield from (chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         except openai.APIStatusError as error:
             raise UserError((error.body or {}).get("message", str(error))) from error
@@ -155,15 +161,21 @@ def open_page(page: Any, host: str, port: int, key: str | None) -> None:
 
 
 def shown(text: str, whole: bool) -> list[dict[str, Any]]:
-    """The chat messages of an answer, or of as much as there is: the reasoning as a thought, then the rest."""
-    reasoning, rest = apart(text)
+    """The chat messages of an answer, or of as much as there is: thought and reasoning by themselves, then the rest."""
+    thought = thought_of(text)
+    reasoning, rest = apart(text[len(thought) :])
     messages: list[dict[str, Any]] = []
-    if reasoning:
-        pending = {} if whole or rest else {"status": "pending"}
-        messages.append({"role": "assistant", "content": reasoning, "metadata": {"title": REASONING, **pending}})
-    if rest or not reasoning:
+    for title, said, more in ((THOUGHT, _said(thought), reasoning or rest), (REASONING, reasoning, rest)):
+        if said:
+            pending = {} if whole or more else {"status": "pending"}
+            messages.append({"role": "assistant", "content": said, "metadata": {"title": title, **pending}})
+    if rest or not messages:
         messages.append({"role": "assistant", "content": rest})
     return messages
+
+
+def _said(thought: str) -> str:
+    return words_of(_without_begun(thought, CLOSE))
 
 
 def apart(text: str) -> tuple[str, str]:
@@ -172,7 +184,7 @@ def apart(text: str) -> tuple[str, str]:
     if opened and not head.strip():
         reasoning, _, rest = inside.partition(TAGS[1])
         return _without_begun(reasoning, TAGS[1]).strip(), _answer(rest)
-    if TAGS[0].startswith(text.strip()):  # nothing yet, or the first tag is being written
+    if any(tag.startswith(text.strip()) for tag in (TAGS[0], OPEN)):  # nothing yet, or the first tag is being written
         return "", ""
     head, mark, behind = text.partition("\n####")
     if mark and "\n" not in behind.strip() and head.strip():
@@ -200,9 +212,10 @@ def conversation(history: Sequence[Mapping[str, Any]]) -> list[Message]:
     messages: list[Message] = []
     reasoning = ""
     for entry in history:
-        text = _text(entry["content"])
-        if (entry.get("metadata") or {}).get("title") == REASONING:
+        text, title = _text(entry["content"]), (entry.get("metadata") or {}).get("title")
+        if title == REASONING:
             reasoning = text
+        if title in (REASONING, THOUGHT):  # the templates of models that think leave earlier thoughts out
             continue
         if reasoning and text.startswith("####"):
             text = f"{reasoning}\n{text}"

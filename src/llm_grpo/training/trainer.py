@@ -21,19 +21,20 @@ from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import Policy, count_positions_from_mask
-from llm_grpo.records import Example, Problem, Reward, Task, columns_of
+from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
-from llm_grpo.training.recording import Recorder
+from llm_grpo.training.recording import Recorder, reading, unparsed
 from llm_grpo.training.watching import Watch
 
 
 class RecordingTrainer(GRPOTrainer):
-    """TRL's trainer, unchanged in what it computes: it also times its phases, hands over every completion, and keeps
-    the log-probabilities of what transformers sampled (with off_policy_mask_threshold TRL uses them).
+    """TRL's trainer, unchanged in what it computes: it also times its phases, reads completions as every engine does
+    and hands them over, and keeps the log-probabilities of what transformers sampled (TRL uses them with
+    off_policy_mask_threshold).
 
     Its dataset holds the number of a problem and nothing else: what is asked and what rewards read comes from the
     problem itself. Arrow takes one type a column (3 beside 2.5 would be texts, or the end of the run), and Unsloth
@@ -43,9 +44,14 @@ class RecordingTrainer(GRPOTrainer):
     """
 
     def __init__(
-        self, *args: Any, problems: Sequence[Problem], record: Callable[..., dict[str, float]], **kwargs: Any
+        self,
+        *args: Any,
+        problems: Sequence[Problem],
+        read: Callable[[Sequence[Sequence[int]]], list[Completion]],
+        record: Callable[..., dict[str, float]],
+        **kwargs: Any,
     ) -> None:
-        self.problems, self._record = problems, record
+        self.problems, self._read, self._record = problems, read, record
         self._prepare_seconds = 0.0
         rows = Dataset.from_dict({"problem": list(range(len(problems)))})
         with told_by_trl():
@@ -58,8 +64,11 @@ class RecordingTrainer(GRPOTrainer):
         self._metrics["train"][f"seconds/{phase}"].append(time.perf_counter() - start)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed("generation"), crash_told():
-            return super()._generate(*args, **kwargs)
+        with self._timed("generation"), crash_told(), unparsed(self._tokenizer):
+            prompt_ids, ids, mask, _, *rest = super()._generate(*args, **kwargs)
+        self._completions = self._read(ids)
+        said = [[{"role": "assistant", "content": completion.answer}] for completion in self._completions]
+        return prompt_ids, ids, mask, said, *rest
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]]]:
         if self.use_vllm:
@@ -97,7 +106,7 @@ class RecordingTrainer(GRPOTrainer):
         asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
         output = super()._generate_and_score_completions(asked)
         self._prepare_seconds += time.perf_counter() - start
-        extra = self._record(self.state.global_step + 1, self._examples(inputs), output, self._logs)
+        extra = self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
         return output
@@ -135,7 +144,8 @@ def build_trainer(
         args=grpo_arguments(config, run, [reward.weight for reward in rewards], policy.engine.name),
         callbacks=watch.callbacks(),
         problems=problems,
-        record=Recorder(config, policy, task, rewards, run),
+        read=reading(policy),
+        record=Recorder(task, run),
     )
     if not has_gpu():
         # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the
