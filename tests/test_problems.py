@@ -89,7 +89,7 @@ def test_worked_examples_do_not_hang_on_limits_windows_or_the_system_prompt(toke
 LONG, TWICE = "word " * 300, "What is 2 + 3?"
 ROWS = [
     {"question": "What is 1 + 1? " + LONG, "answer": "Far too long.\n#### 2"},
-    {"question": "What is 4 + 4?", "answer": "It is </reasoning> #### or so.\n#### 8"},
+    {"question": "What is 4 + 4?", "answer": "It is </reasoning> #### or \\boxed{7}.\n#### 8"},
     {"question": "no gold", "answer": "nothing"},
     {"question": TWICE, "answer": "2 and 3 are 5.\n#### 5"},
     {"question": "What is  2 + 3?", "answer": "The same question once more.\n#### 5"},
