@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from transformers import AutoTokenizer, GenerationConfig
 
 from llm_grpo import policy
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.planning.plan import check_window
 from llm_grpo.rollouts import choose_engine, refused

@@ -15,7 +15,7 @@ from test_verification import LEVELS, SETTINGS, build, one_thread, tiny  # noqa:
 
 import train
 from llm_grpo import runs
-from llm_grpo.config.schema import load_config
+from llm_grpo.config.loading import load_config
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
