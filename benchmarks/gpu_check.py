@@ -135,7 +135,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*SHAPES, "tiny"], help="one for all parts (default: 0.5b, then 3b)")
     parser.add_argument("--steps", type=int, default=6, help=f"the first {WARM_UP} are left out (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no part that would pass this")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="be done by then; the same command goes on later"
+    )
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="parts whose names begin so, once more")
     parser.add_argument(
         "--outputs", type=Path, default=ROOT / "outputs" / "gpu_check", help="models, runs, logs, results"
@@ -155,8 +157,8 @@ def main() -> int:
     log, known = args.outputs / "results.jsonl", parts(args)
     results = {row.pop("part"): row for row in read_jsonl(log)}
     for part in known:
-        wanted = any(part.name.startswith(name) for name in args.only)
-        if not (wanted if args.only else part.name not in results or "timed_out" in results[part.name]):
+        asked = any(part.name.startswith(name) for name in args.only)
+        if not (asked if args.only else {"timed_out", "skipped"} & set(results.get(part.name, ["skipped"]))):
             continue
         left = args.seconds - (time.monotonic() - start)
         if left < LEAST_S:

@@ -53,7 +53,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ran: list[str] = []
     known = [Part(name, 60, name, lambda name, limit_s: ran.append(name) or {"passed": True}) for name in "abc"]
     monkeypatch.setattr(gpu_check, "parts", lambda args: known)
-    before = [{"part": "a", "failed": "x"}, {"part": "b", "timed_out": "x"}]
+    before = [{"part": "a", "failed": "x"}, {"part": "b", "timed_out": "x"}, {"part": "c", "skipped": "no GPU there"}]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before))
     for more, expected in ((["--seconds", "1"], ""), ([], "bc"), ([], "bc"), (["--only", "a"], "bca")):
         monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--outputs", str(tmp_path), "--no-result", *more])
