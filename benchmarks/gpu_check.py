@@ -135,9 +135,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*SHAPES, "tiny"], help="one for all parts (default: 0.5b, then 3b)")
     parser.add_argument("--steps", type=int, default=6, help=f"the first {WARM_UP} are left out (default %(default)s)")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="be done by then; the same line goes on"
-    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="be done by then; the same line goes on")
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="parts whose names begin so, once more")
     parser.add_argument(
         "--outputs", type=Path, default=ROOT / "outputs" / "gpu_check", help="models, runs, logs, results"

@@ -63,7 +63,10 @@ def test_the_update_is_the_formula(tiny: Path) -> None:  # noqa: F811
 
 def test_a_step_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    learned, run, _ = trained(tmp_path, "grpo.max_steps=1", "grpo.max_completion_length=8")
+    file = tmp_path / "mine.py"  # the demo's rewards pay all such short answers alike
+    file.write_text("def lengths(completions, **_):\n    return [len(c[0]['content']) % 5 / 5 for c in completions]\n")
+    short = ("grpo.max_steps=1", "grpo.warmup_steps=0", "grpo.max_completion_length=8")
+    learned, run, _ = trained(tmp_path, *short, f"rewards=[{{name: '{file}:lengths'}}]")
     attention = learned.model.get_base_model().model.layers[0].self_attn
     assert attention.apply_qkv.__module__ == "unsloth.models.llama", "Unsloth's own classes were at work"
     assert learned.model._unsloth_seq_packing_grad_ok and learned.model._unsloth_seq_packing_nograd_ok, "it packed"
