@@ -85,6 +85,13 @@ def test_what_is_asked_for_is_held(tmp_path: Path) -> None:
         assert set(changed_in_silence(wanted, arguments)) == KNOWN | {"grpo.vllm_importance_sampling_cap"}
 
 
+def test_unsloth_would_take_another_base() -> None:
+    """Why policy.py says use_exact_model_name."""
+    from unsloth.models.loader_utils import get_model_name
+
+    assert get_model_name("Qwen/Qwen2.5-3B-Instruct", load_in_4bit=True).startswith("unsloth/")
+
+
 def test_a_pad_token_that_ends_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its masks are `ids != pad`: the last token of every answer would be left out of the loss."""
     from transformers import AutoTokenizer
