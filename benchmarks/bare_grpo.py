@@ -60,6 +60,7 @@ def main(path):
         settings = json.load(file)
     if settings["use_cpu"]:
         os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"
+        sys.modules["vllm._C"] = None  # Unsloth would load vLLM's kernels for AVX-512, which end the process elsewhere
     model, tokenizer = (unsloth_model if settings["peer"] == "unsloth" else plain_model)(settings)
     from datasets import Dataset
     from transformers import TrainerCallback

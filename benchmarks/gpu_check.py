@@ -83,11 +83,11 @@ def measure(part: Part, limit_s: float, args: argparse.Namespace) -> dict[str, A
             result = part.run(part.name, limit_s)
         except subprocess.TimeoutExpired:
             result = {"timed_out": f"not done in {limit_s:.0f} s"}
-        except subprocess.CalledProcessError:
+        except subprocess.CalledProcessError as error:
             files = [args.outputs / f"{part.name}{end}" for end in (".out", ".log")]
             texts = [file.read_text(errors="replace") for file in files if file.is_file()]
             said = [line for text in texts for line in text.splitlines() if line.strip(" │╭╰╮╯─")]
-            result = {"failed": " | ".join(said[-3:])[-600:]}
+            result = {"failed": f"exit code {error.returncode}: {' | '.join(said[-3:])[-600:]}"}  # below 0: a signal
         except (OSError, ValueError, KeyError, IndexError, statistics.StatisticsError) as error:
             result = {"failed": f"{type(error).__name__}: {error}"}
     return {**result, **memory, "seconds": round(time.perf_counter() - start, 1)}
