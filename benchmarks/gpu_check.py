@@ -119,15 +119,15 @@ def summary(known: list[Part], results: dict[str, dict[str, Any]]) -> Table:
     found = Table(title="what is proven, and what is left")
     columns = ("seconds_per_step", "seconds_generation", "seconds_update", "generated_tokens_per_second",
                "logprob_gap_mean", "peak_gpu_gb")  # fmt: skip
-    for column in ("what", "", *columns):
+    for column in ("part", "", *columns):
         found.add_column(column)
     for part in known:
         result = results.get(part.name)
         told = result or {"skipped": "left"}
         state = told.get("failed") or told.get("timed_out") or told.get("skipped")
-        state = "proven" if is_proven(result) else (state or "does not agree")[-60:]
+        state = f"proven: {part.proves}" if is_proven(result) else (state or "does not agree")[-60:]
         shown = [told.get(column) for column in columns]
-        found.add_row(part.proves, state, *("" if v is None else f"{v:.4g}" for v in shown))
+        found.add_row(part.name, state, *("" if v is None else f"{v:.4g}" for v in shown))
     return found
 
 
@@ -147,6 +147,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> int:
     args, console, start = arguments().parse_args(), Console(), time.monotonic()
+    console = console if console.is_terminal else Console(width=180)
     if args.steps <= WARM_UP:
         raise SystemExit(f"--steps {args.steps}: the first {WARM_UP} are left out; give more.")
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "offline"}
