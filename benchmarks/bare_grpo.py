@@ -27,7 +27,7 @@ def unsloth_model(settings):
     from unsloth import FastLanguageModel
     import torch  # isort: skip
 
-    load = {**settings["load"], "dtype": getattr(torch, settings["load"]["dtype"])}
+    load = {**settings["load"], "dtype": torch.float32 if settings["use_cpu"] else half()}
     model, tokenizer = FastLanguageModel.from_pretrained(
         settings["model"], max_seq_length=settings["max_seq_length"], **load
     )
@@ -40,12 +40,17 @@ def unsloth_model(settings):
     )
 
 
-def plain_model(settings):
+def half():
     import torch
+
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16  # a T4 has no bfloat16
+
+
+def plain_model(settings):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=half())
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings["lora"]))
     return model, AutoTokenizer.from_pretrained(settings["model"])
 
@@ -55,6 +60,7 @@ def main(path):
         settings = json.load(file)
     if settings["use_cpu"]:
         os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"
+        sys.modules["vllm._C"] = None  # Unsloth would load vLLM's kernels for AVX-512, which end the process elsewhere
     model, tokenizer = (unsloth_model if settings["peer"] == "unsloth" else plain_model)(settings)
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -66,6 +72,7 @@ def main(path):
         def on_step_end(self, args, state, control, **kwargs):
             self.times.append(time.perf_counter())
 
+    precision = {"bf16": False} if settings["use_cpu"] else {{"torch.bfloat16": "bf16"}.get(str(half()), "fp16"): True}
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
@@ -75,7 +82,7 @@ def main(path):
             output_dir=settings["output_dir"],
             seed=settings["seed"],
             use_cpu=settings["use_cpu"],
-            bf16=not settings["use_cpu"],
+            **precision,
             report_to="none",
             disable_tqdm=True,
         ),

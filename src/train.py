@@ -51,12 +51,12 @@ def dry_run(config: Config) -> int:
     from llm_grpo.planning.plan import check_window, explain
     from llm_grpo.problems import build_rewards
     from llm_grpo.report.tables import plan_table, settings_table
-    from llm_grpo.rollouts import choose_engine
+    from llm_grpo.rollouts import choose_engine, refused
     from llm_grpo.tasks import build_task
 
     check_window(config.model)
-    if config.lora is None:
-        choose_engine(config.rollouts.engine, lora=False)  # no machine generates from such a run with unsloth or vllm
+    if refused(config.rollouts.engine, config):  # on every machine
+        choose_engine(config.rollouts.engine, training=config)
     build_rewards(config.rewards)
     task = build_task(config.task.name, config.task.args)
     console.print(settings_table(config))
@@ -98,7 +98,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         from llm_grpo.policy import load_policy, save_weights
         from llm_grpo.report.curves import draw
         from llm_grpo.report.page import write_report
-        from llm_grpo.training.arguments import changed_in_silence, check_arguments
+        from llm_grpo.training.arguments import changed_in_silence, check_arguments, wanted_arguments
         from llm_grpo.training.trainer import build_trainer, optimise
         from llm_grpo.training.watching import watch
 
@@ -116,8 +116,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_weights(policy, folder)
     )
     with command.library_output_in(run.log):
+        wanted = wanted_arguments(config, run, [reward.weight for reward in rewards], policy.engine.name)
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
-    notices.say_choices(console, changed_in_silence(config, trainer.args))
+    notices.say_choices(console, changed_in_silence(wanted, trainer.args))
 
     if not (resume and run.before.is_file()):
         runs.write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))

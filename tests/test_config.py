@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,29 @@ def test_the_effective_config_loads_again_unchanged(write, tmp_path: Path) -> No
     again = tmp_path / "again.yaml"
     again.write_text(write_yaml(config.as_dict(), "a\nb"))
     assert load_config(again, environment={}).as_dict() == config.as_dict()
+
+
+FOLLOWS = [
+    ({}, {"epsilon_high": 0.2, "scale_rewards": "group"}, "TRL's own; on a GPU Unsloth would take 0.28"),
+    ({"epsilon": 3e-4}, {"epsilon_high": 3e-4}, "one bound given is both"),
+    ({"epsilon_high": 0.28}, {"epsilon": 0.2, "epsilon_high": 0.28}, "DAPO's two"),
+    ({"epsilon": 0.1, "epsilon_high": None}, {"epsilon_high": 0.1}, "null is left open"),
+    ({"loss_type": "cispo"}, {"epsilon_high": 5.0}, "the cap of the ratio itself: 0.2 would shrink every token"),
+    ({"loss_type": "dr_grpo"}, {"scale_rewards": "none"}, "the paper's; on a GPU Unsloth's too"),
+    ({"loss_type": "dr_grpo", "scale_rewards": "group"}, {"scale_rewards": "group"}, "who asks for it gets it"),
+    ({"loss_type": "dr_grpo", "multi_objective_aggregation": "normalize_then_sum"}, {"scale_rewards": "group"}, "not read there"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "held", "why"), FOLLOWS, ids=[row[2] for row in FOLLOWS])
+def test_what_follows_from_another_value_is_stated(write, tmp_path: Path, given: dict, held: dict, why: str) -> None:
+    from llm_grpo.config.yaml_text import write_yaml
+
+    config = load_config(write(MINIMAL), [f"grpo={json.dumps(given)}"], environment={})
+    assert {name: config.grpo[name] for name in held} == held
+    again = tmp_path / "again.yaml"
+    again.write_text(write_yaml(config.as_dict(), why))
+    assert load_config(again, environment={}).grpo == config.grpo
 
 
 def test_grpo_fields_are_those_of_the_installed_trl() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from pathlib import Path
 
 import pytest
+import seams
 import torch
 from conftest import ROOT
 from rich.console import Console
@@ -20,7 +20,7 @@ from llm_grpo.policy import load_policy, load_weights, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
-from llm_grpo.training.arguments import changed_in_silence, check_arguments, grpo_arguments
+from llm_grpo.training.arguments import changed_in_silence, check_arguments, grpo_arguments, wanted_arguments
 from llm_grpo.training.trainer import build_trainer, optimise
 from llm_grpo.training.watching import watch
 
@@ -155,17 +155,17 @@ def test_a_function_copied_from_a_notebook_trains(tmp_path: Path) -> None:
 
 
 def test_every_value_under_grpo_reaches_trl_or_the_change_is_said(tmp_path: Path) -> None:
-    """Unsloth drops and rewrites arguments in silence; what the user wrote has to be what TRL holds."""
+    """Unsloth drops and rewrites arguments in silence; what the user wrote has to be what TRL holds, and the rest TRL's."""
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch_fused"], environment={})
-        arguments = grpo_arguments(config, runs.Run(tmp_path), [1.0] * len(config.rewards), "transformers")
+        given = (config, runs.Run(tmp_path), [1.0] * len(config.rewards), "transformers")
+        wanted, arguments = wanted_arguments(*given), grpo_arguments(*given)
         for name, value in config.grpo.items():
             assert getattr(arguments, name) == value, f"{path.name}: grpo.{name}"
-        assert changed_in_silence(config, arguments) == {}
+        assert changed_in_silence(wanted, arguments) == {}
         assert arguments.seed == config.run.seed
-    config = load_config(path, ["logging.report_to=[]", "grpo.optim=adamw_torch_fused"], environment={})
-    arguments.learning_rate = 1.0
-    assert list(changed_in_silence(config, arguments)) == ["grpo.learning_rate"]
+    arguments.learning_rate, arguments.auto_find_batch_size = 1.0, True  # the latter stands in no file
+    assert set(changed_in_silence(wanted, arguments)) == {"grpo.learning_rate", "grpo.auto_find_batch_size"}
 
 
 REFUSED = [
@@ -196,17 +196,18 @@ def test_a_lora_on_modules_that_are_not_there(tmp_path: Path) -> None:
         trained(tmp_path, "lora.target_modules=[q_prj]")
 
 
-def test_the_seams_of_trl_that_are_overridden_are_there() -> None:
-    from trl import GRPOTrainer
+def test_the_seams_of_trl_are_called_for_what_they_are_read_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert seams.overridden() == set(seams.SEAMS), "each has its line in tests/seams.py"
+    calls = seams.watched(monkeypatch)
+    trained(tmp_path, "grpo.max_steps=1")
+    seams.check(calls)
 
-    assert list(inspect.signature(GRPOTrainer._generate).parameters) == ["self", "prompts"]
-    assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
-    assert hasattr(GRPOTrainer, "_calculate_rewards")
-    source = inspect.getsource(GRPOTrainer)
-    for name in (
-        'self._logs["completion"]',
-        'self._logs["rewards"]',
-        'self._logs["advantages"]',
-        "self._metrics[mode]",
-    ):
-        assert name in source, name
+
+def test_a_dead_seam_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = seams.watched(monkeypatch)
+    trained(tmp_path, "grpo.max_steps=1")
+    del calls["_calculate_rewards"]
+    with pytest.raises(AssertionError, match="_calculate_rewards is dead"):
+        seams.check(calls)

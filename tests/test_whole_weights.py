@@ -158,10 +158,10 @@ def test_what_cannot_go_together_is_refused() -> None:
     with pytest.raises(UserError, match="lora: null trains all weights; 4-bit"):
         load_config(QA, ["lora=null", "model.load_in_4bit=true"], environment={})
     with pytest.raises(UserError, match="a LoRA"):
-        choose_engine("unsloth", lora=False)
+        choose_engine("unsloth", training=load_config(QA, ["lora=null"], environment={}))
     with pytest.raises(UserError, match="vllm needs a LoRA"):
         train.dry_run(load_config(QA, ["lora=null", "rollouts.engine=vllm"], environment={}))
-    assert choose_engine("auto", lora=False)[0] == "transformers"
+    assert choose_engine("auto", training=load_config(QA, ["lora=null"], environment={}))[0] == "transformers"
 
 
 def test_the_card_of_an_adapter_does_not_change(demo_run) -> None:

@@ -33,6 +33,7 @@ from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import prepare_tokenizer
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
+from llm_grpo.rollouts.endings import end_as_the_base_says, pad_with_no_end
 from llm_grpo.rollouts.transformers import TransformersEngine
 
 
@@ -52,22 +53,14 @@ def load_policy(config: Config) -> Policy:
 
     Raises UserError where the config asks for what cannot be had here.
     """
-    engine, reason = choose_engine(config.rollouts.engine, lora=config.lora is not None)
+    engine, reason = choose_engine(config.rollouts.engine, training=config)
     dtype, dtype_reason = compute_dtype()
     four_bit, four_bit_reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
-    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        model_name=config.model.name,
-        revision=config.model.revision,
-        max_seq_length=config.model.max_seq_length,
-        dtype=getattr(torch, dtype),
-        load_in_4bit=four_bit,
-        trust_remote_code=config.model.trust_remote_code,
-        use_gradient_checkpointing=_checkpointing(config),
-        **_inference_options(config, engine),
-        **_whole_options(config),
-    )
+    model, tokenizer = _loaded(config, engine, getattr(torch, dtype), four_bit)
     _check_quantisation(model, four_bit)
     count_positions_from_mask(model)
+    end_as_the_base_says(model, tokenizer, config.model.name, config.model.revision)
+    pad_with_no_end(model, tokenizer, required=is_rewritten())
     model = _with_lora(model, config) if config.lora else model
     choices = {
         "rollouts.engine": f"{engine}: {reason}",
@@ -76,6 +69,33 @@ def load_policy(config: Config) -> Policy:
         **prepare_tokenizer(tokenizer, config.prompt),
     }
     return Policy(model, tokenizer, _engine(engine, model, tokenizer, config), choices)
+
+
+def _loaded(config: Config, engine: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, Any]:
+    try:
+        return unsloth.FastLanguageModel.from_pretrained(
+            model_name=config.model.name,
+            # Else Unsloth takes a 4-bit copy of its own of a model that it knows, some layers of it in 16 bit: infer,
+            # eval and merge would work on another base than the one that was trained on, and a revision is dropped.
+            use_exact_model_name=True,
+            revision=config.model.revision,
+            max_seq_length=config.model.max_seq_length,
+            dtype=dtype,
+            load_in_4bit=four_bit,
+            trust_remote_code=config.model.trust_remote_code,
+            use_gradient_checkpointing=_checkpointing(config),
+            **_inference_options(config, engine),
+            **_whole_options(config),
+        )
+    except NotImplementedError as error:
+        raise UserError(f"Unsloth cannot load {config.model.name} with these settings: {error}") from error
+
+
+def is_rewritten() -> bool:
+    """Whether `trl.GRPOTrainer` is the one that Unsloth generates, as on every GPU."""
+    import trl
+
+    return not trl.GRPOTrainer.__module__.startswith("trl.")
 
 
 def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:

@@ -115,6 +115,23 @@ def where_today(name: str) -> str | None:
     return said_today(name) or (f" Write it under grpo: as grpo.{name}." if name in grpo_fields() else None)
 
 
+def completed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands under `grpo:` over the defaults, with what follows from another value where it is left open.
+
+    `epsilon_high` is `epsilon`, as TRL has it: left open, Unsloth takes 0.28 for dapo on a GPU. DAPO's 0.28 acts where
+    a generation batch makes several updates; with one, as in every config here, all ratios are 1. cispo caps the ratio
+    itself there, at the 5.0 that TRL recommends. dr_grpo does not divide by the deviation (arXiv:2503.20783): left
+    open, TRL does and Unsloth does not.
+    """
+    values = {**defaults, **({"max_steps": -1} if "num_train_epochs" in given else {}), **given}
+    if values["epsilon_high"] is None:
+        values["epsilon_high"] = 5.0 if values["loss_type"] == "cispo" else values["epsilon"]
+    if values["scale_rewards"] is None:
+        plain = values["loss_type"] == "dr_grpo" and values["multi_objective_aggregation"] == "sum_then_normalize"
+        values["scale_rewards"] = "none" if plain else "group"
+    return values
+
+
 def faults_under_grpo(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """One sentence per key under `grpo:` that TRL would not take, or that another section owns.
 
@@ -158,7 +175,7 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
             f"grpo.num_generations: {values['num_generations']} given. GRPO compares answers to one prompt: at least 2."
         )
     per_objective = values.get("multi_objective_aggregation") == "normalize_then_sum"
-    if per_objective and values.get("scale_rewards", "group") not in ("group", True):
+    if per_objective and values["scale_rewards"] not in (None, "group", True):
         faults.append("grpo.scale_rewards: TRL reads it only with multi_objective_aggregation: sum_then_normalize.")
     if faults:
         return faults

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from llm_grpo.config.dotted import leaves, put, split_override
-from llm_grpo.config.grpo_fields import faults_under_grpo, where_today
+from llm_grpo.config.grpo_fields import completed, faults_under_grpo, where_today
 from llm_grpo.config.schema import GRPO_DEFAULTS, Config, Section
 from llm_grpo.config.yaml_text import read_yaml
 from llm_grpo.errors import UserError, did_you_mean
@@ -64,7 +64,7 @@ def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
     grpo = data.get("grpo") or {}
     if isinstance(grpo, dict):
         faults += faults_under_grpo(grpo, GRPO_DEFAULTS)
-        data = {**data, "grpo": {**GRPO_DEFAULTS, **({"max_steps": -1} if "num_train_epochs" in grpo else {}), **grpo}}
+        data = {**data, "grpo": completed(grpo, GRPO_DEFAULTS)}
     try:
         config = Config.model_validate({**data, "origins": origins})
         faults += _faults_between(config) if not faults else []

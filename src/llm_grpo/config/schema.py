@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, fi
 from llm_grpo.config.dotted import leaves
 
 # What every run states, because TRL, transformers and Unsloth disagree on it and Unsloth would change it silently
-# (unsloth 2026.10.9, models/rl.py). A value under `grpo:` in the file replaces it.
+# (unsloth 2026.10.9, models/rl.py). A value under `grpo:` replaces it; None follows from others (grpo_fields.py).
 GRPO_DEFAULTS: dict[str, Any] = {
     "max_steps": 250,
     "learning_rate": 5e-6,
@@ -31,9 +31,10 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "top_p": 1.0,
     "beta": 0.0,
     "epsilon": 0.2,
+    "epsilon_high": None,  # as epsilon
     "use_bias_correction_kl": True,
     "loss_type": "dapo",
-    "scale_rewards": "group",
+    "scale_rewards": None,  # group, or none for dr_grpo
     "importance_sampling_level": "token",
     "multi_objective_aggregation": "sum_then_normalize",
     "mask_truncated_completions": False,

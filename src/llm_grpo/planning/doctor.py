@@ -95,7 +95,7 @@ def engine(config: Config) -> Iterator[Finding]:
     """Who would generate and why, whether in 4-bit, and whether that engine serves the LoRA's rank."""
     from llm_grpo.rollouts import choose_engine, choose_four_bit
 
-    name, reason = choose_engine(config.rollouts.engine, lora=config.lora is not None)
+    name, reason = choose_engine(config.rollouts.engine, training=config)
     yield Finding("engine", "ok", f"{name}: {reason}")
     four_bit, reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
     if four_bit and importlib.util.find_spec("bitsandbytes") is None:

@@ -21,7 +21,7 @@ from llm_grpo.planning.shapes import model_parameters, model_shape, positions, r
 def check_window(model: ModelSection) -> None:
     """Raise UserError where model.max_seq_length is over the positions of the model, as far as its config.json is at
     hand. A learned table ends there (GPT-2: 1024), and beyond what it was trained on no model can be trusted."""
-    shape, window = read_shape(model.name), model.max_seq_length
+    shape, window = read_shape(model.name, model.revision), model.max_seq_length
     limit = positions(shape) if shape else None
     if limit is not None and window > limit:
         raise UserError(

@@ -22,7 +22,7 @@ def missing_for_training(config: Config) -> list[str]:
     if missing:
         return missing
     try:
-        choose_engine(config.rollouts.engine, lora=config.lora is not None)
+        choose_engine(config.rollouts.engine, training=config)
     except UserError as error:
         missing.append(str(error))
     if config.model.load_in_4bit is True and importlib.util.find_spec("bitsandbytes") is None:

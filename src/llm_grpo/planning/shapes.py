@@ -119,13 +119,13 @@ def model_shape(name: str) -> Shape | None:
     return shape if whole and alike else None
 
 
-def read_shape(name: str) -> Shape | None:
+def read_shape(name: str, revision: str | None = None) -> Shape | None:
     """The config.json of a local folder or the Hub's cache, or what is known of a Hub name, under the usual names."""
     file = Path(name) / "config.json"
     if not file.is_file() and not Path(name).exists() and name.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
         file = Path(cached) if isinstance(cached, str) else file
     raw = _read(file) if file.is_file() else KNOWN_SHAPES.get(name)
     if raw is None:

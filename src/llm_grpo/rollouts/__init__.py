@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
 
+from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import render
@@ -102,6 +103,19 @@ def _missing_for_transformers() -> list[str]:
     return []
 
 
+def refused(engine: str, training: Config) -> list[str]:
+    """What an engine would need of the config, on any machine: only transformers generates from a model that learns
+    with all its weights; Unsloth's vLLM takes no code from a repository, and no revision but the newest."""
+    of_unsloth, needs = engine == "unsloth", []
+    if training.lora is None and engine in ("unsloth", "vllm"):
+        needs.append("a LoRA (lora: null trains all weights)")
+    if of_unsloth and training.model.trust_remote_code:
+        needs.append("a model without code of its own (model.trust_remote_code)")
+    if of_unsloth and training.model.revision:
+        needs.append("the newest revision (download model.revision, and set model.name to its folder)")
+    return needs
+
+
 # In the order of preference; each says what is missing for it on this machine.
 ENGINES: dict[str, Callable[[], list[str]]] = {
     "unsloth": _missing_for_unsloth,
@@ -112,19 +126,24 @@ ENGINES: dict[str, Callable[[], list[str]]] = {
 STANDALONE = ("vllm", "transformers")
 
 
-def choose_engine(wanted: str, among: Sequence[str] = tuple(ENGINES), *, lora: bool = True) -> tuple[str, str]:
+def choose_engine(
+    wanted: str, among: Sequence[str] = tuple(ENGINES), *, training: Config | None = None
+) -> tuple[str, str]:
     """(engine, reason). `auto` takes the first that runs and pays here; a wish that cannot be met is a UserError.
 
-    lora: whether a LoRA is to be trained; only transformers generates from a model that learns with all its weights.
+    training: what is to be trained, where anything is.
     """
+
+    def missing_for(name: str) -> list[str]:
+        return ENGINES[name]() + (refused(name, training) if training else [])
+
     if wanted != "auto":
-        missing = _missing(wanted, lora)
-        if missing:
+        if missing := missing_for(wanted):
             raise UserError(f"rollouts.engine: {wanted} needs {' and '.join(missing)}.")
         return wanted, "rollouts.engine asks for it"
     reasons = []
     for name in among:
-        missing = _missing(name, lora)
+        missing = missing_for(name)
         if name == "vllm" and not missing and not has_gpu():
             reasons.append("vllm takes half a minute to start on a CPU and gains nothing for a small model there")
         elif not missing:
@@ -148,8 +167,3 @@ def choose_four_bit(wanted: bool | str, lora: bool = True) -> tuple[bool, str]:
     if importlib.util.find_spec("bitsandbytes") is None:
         return False, "auto: bitsandbytes is not installed"
     return True, "auto: a GPU, where 4-bit weights leave memory for the rollouts"
-
-
-def _missing(name: str, lora: bool) -> list[str]:
-    trained = [] if lora or name == "transformers" else ["a LoRA (lora: null trains all weights)"]
-    return ENGINES[name]() + trained

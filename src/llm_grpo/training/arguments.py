@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
 
 from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
 
@@ -19,6 +21,15 @@ from llm_grpo.runs import Run
 
 def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) -> GRPOConfig:
     """The `grpo:` section as TRL's GRPOConfig, with what our other sections own and what the device decides."""
+    with told_by_trl():
+        arguments = GRPOConfig(**_stated(config, run, weights, engine))
+    # Unsloth turns `group` off for dr_grpo; here that is the default (grpo_fields.py), and who asks for it gets it.
+    scaling = config.grpo["scale_rewards"]
+    arguments.scale_rewards = {True: "group", False: "none"}.get(scaling, scaling)
+    return arguments
+
+
+def _stated(config: Config, run: Run, weights: list[float], engine: str) -> dict[str, Any]:
     cuda, (dtype, _) = has_gpu(), compute_dtype()
     device = {
         "bf16": dtype == "bfloat16",
@@ -26,19 +37,19 @@ def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) 
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
     }
-    with told_by_trl():
-        return GRPOConfig(
-            **{**device, **config.grpo},
-            output_dir=str(run.checkpoints),
-            run_name=config.run.name,
-            seed=config.run.seed,
-            reward_weights=weights,
-            use_vllm=engine == "unsloth",
-            **({"vllm_mode": "colocate"} if engine == "unsloth" else {}),
-            report_to=config.logging.report_to or "none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
+    return {
+        **device,
+        **config.grpo,
+        "output_dir": str(run.checkpoints),
+        "run_name": config.run.name,
+        "seed": config.run.seed,
+        "reward_weights": weights,
+        "use_vllm": engine == "unsloth",
+        **({"vllm_mode": "colocate"} if engine == "unsloth" else {}),
+        "report_to": config.logging.report_to or "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
 
 
 @contextmanager
@@ -60,11 +71,26 @@ def check_arguments(config: Config, run: Run, weights: list[float]) -> None:
         get_scheduler(arguments.lr_scheduler_type, learns, 0, 1000, scheduler_specific_kwargs=words)
 
 
-def changed_in_silence(config: Config, arguments: GRPOConfig) -> dict[str, str]:
-    """What Unsloth or transformers made of a value under `grpo:` without a word, to be said and kept with the run."""
-    held = {f"grpo.{name}": (value, getattr(arguments, name, None)) for name, value in config.grpo.items()}
-    changed = {name: pair for name, pair in held.items() if pair[0] != pair[1] and name != "grpo.scale_rewards"}
+def wanted_arguments(config: Config, run: Run, weights: list[float], engine: str) -> dict[str, Any]:
+    """Every field of GRPOConfig as it should be held: what the config says, else what TRL's own class makes of it.
+
+    To be asked before the trainer is built: every TrainingArguments that is made resets Accelerate's state.
+    """
+    stock = [kind for kind in GRPOConfig.__mro__ if kind.__name__ == "GRPOConfig"][-1]  # Unsloth's own is above it
+    plain = stock(**_stated(config, run, weights, engine))
+    held = {field.name: getattr(plain, field.name) for field in fields(stock)}
+    return held | config.grpo | {"scale_rewards": plain.scale_rewards}  # whose true and false are names for words
+
+
+def changed_in_silence(wanted: dict[str, Any], arguments: GRPOConfig) -> dict[str, str]:
+    """What Unsloth or transformers changed or filled in without a word, to be said. TRL's evaluation is never run."""
+    pairs = {name: (_word(value), _word(getattr(arguments, name, None))) for name, value in wanted.items()}
     return {
-        name: f"{wanted} was asked for, the trainer holds {getattr(now, 'value', now)}"
-        for name, (wanted, now) in changed.items()
+        f"grpo.{name}": f"{value} was to be, the trainer holds {held}"
+        for name, (value, held) in pairs.items()
+        if value != held and not name.startswith(("eval_", "per_device_eval_"))
     }
+
+
+def _word(value: Any) -> Any:
+    return None if value == {} else getattr(value, "value", value)  # of an enumeration

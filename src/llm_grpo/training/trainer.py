@@ -29,6 +29,11 @@ from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
 from llm_grpo.training.watching import Watch
+from llm_grpo.verification.subject import aligned
+
+SURPRISE = "-log p of what was drawn"
+SCORED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+ROWS_SCORED = 8  # enough to tell a gap of 0.02 nats; all of a generation batch would cost a forward pass of the update
 
 
 class RecordingTrainer(GRPOTrainer):
@@ -77,21 +82,6 @@ class RecordingTrainer(GRPOTrainer):
             completions, _ = super()._generate_single_turn(*args, **kwargs)
         return completions, sampled.of(completions)
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._newest_logps = result[0]
-        return result
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs)
-        sampled = inputs.get("sampling_per_token_logps")
-        by_trl = self.use_vllm and self.vllm_importance_sampling_correction
-        if sampled is not None and not by_trl:
-            now, mask = inputs.get("old_per_token_logps", self._newest_logps), inputs["completion_mask"]
-            if now is not None and now.shape == sampled.shape and mask.any():
-                self._metrics["train"][drift.METRIC].append(gap(now, sampled, mask))
-        return loss
-
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
         return [self.problems[row["problem"]].example for row in inputs]
 
@@ -105,17 +95,47 @@ class RecordingTrainer(GRPOTrainer):
         start = time.perf_counter()
         asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
         output = super()._generate_and_score_completions(asked)
+        extra = self._agreement(output)
         self._prepare_seconds += time.perf_counter() - start
-        extra = self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs)
+        extra |= self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
         return output
+
+    @torch.no_grad()
+    def _agreement(self, batch: dict[str, Any]) -> dict[str, float]:
+        """The gap between who generated and who learns, where TRL does not log it, and the entropy of what was drawn.
+
+        Unsloth's trainer scores inside its loss and hands nothing out, so a few rows are scored once more, by the
+        scorer that both trainers have.
+        """
+        sampled, mask = batch.get("sampling_per_token_logps"), batch["completion_mask"].bool()
+        if sampled is None or not mask.any():
+            return {}
+        found = {SURPRISE: float(-sampled[mask].nanmean())}
+        rows = mask.any(dim=1).nonzero().flatten()[:ROWS_SCORED]
+        if not (self.use_vllm and self.vllm_importance_sampling_correction):
+            few = {name: batch[name][rows] for name in SCORED}
+            found[drift.METRIC] = gap(self._scored(few), sampled[rows], mask[rows])
+        return found
+
+    def _scored(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The trainer's log-probabilities of the completions, (rows, tokens)."""
+        ids, mask = (
+            torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
+        )
+        longest, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        found = self._get_per_token_logps_and_entropies(self.model, ids, mask, longest, batch_size=size)[0]
+        return aligned(found, batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
         if metrics["completion_tokens"] and metrics["step_time"]:
             metrics["tokens_per_second"].append(sum(metrics["completion_tokens"]) / sum(metrics["step_time"]))
             metrics["memory_peak_gb"].append(peak_memory_gb())
+        surprise = metrics.pop(SURPRISE, [])  # its mean is the entropy, which TRL computes exactly, Unsloth not at all
+        if surprise and "entropy" not in metrics:
+            metrics["entropy"] = surprise
         super().log(logs, start_time)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

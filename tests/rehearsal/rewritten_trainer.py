@@ -1,0 +1,106 @@
+"""What tests/test_rewritten_trainer.py runs in a process of its own: our trainer over the one that Unsloth generates."""
+
+from __future__ import annotations
+
+import rewriting  # noqa: F401  (first: it patches TRL)
+
+import shutil  # isort: skip
+from pathlib import Path
+
+import pytest
+import seams
+from conftest import ROOT, SMALL, TINY
+from test_training import trained
+from test_verification import LEVELS, SETTINGS, build, one_thread, tiny  # noqa: F401  (fixtures)
+
+import train
+from llm_grpo import runs
+from llm_grpo.config.loading import load_config
+from llm_grpo.diagnosis import drift
+from llm_grpo.errors import UserError
+from llm_grpo.policy import load_policy
+from llm_grpo.training.arguments import changed_in_silence, grpo_arguments, wanted_arguments
+from llm_grpo.verification import formulas, verify_update
+
+
+@pytest.mark.parametrize("off_policy", [False, True], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize(("overrides", "why"), [row[1:] for row in SETTINGS], ids=[row[0] for row in SETTINGS])
+def test_settings_that_change_the_update(tiny: Path, overrides: list[str], why: str, off_policy: bool) -> None:  # noqa: F811
+    found = verify_update(build(tiny, *overrides), off_policy=off_policy)
+    assert found.ok, f"{why}\n{found}"
+    assert found.trainer.startswith("UnslothGRPOTrainer.")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", formulas.LOSS_TYPES)
+def test_the_update_is_the_formula(tiny: Path, loss_type: str, level: str, beta: float) -> None:  # noqa: F811
+    trainer = build(tiny, f"grpo.loss_type={loss_type}", f"grpo.beta={beta}", *LEVELS[level])
+    found = verify_update(trainer, off_policy=True)
+    assert found.ok and 0.2 < found.clipped < 0.8, found
+
+
+def test_four_bits(tiny: Path) -> None:  # noqa: F811
+    found = verify_update(build(tiny, "model.load_in_4bit=true", "grpo.beta=0.1"), off_policy=True)
+    assert found.ok, found
+
+
+def test_every_seam_is_called_for_what_it_is_read_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    calls = seams.watched(monkeypatch)
+    trained(tmp_path)
+    seams.check(calls)
+
+
+def test_from_yaml_to_a_merged_model_and_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """src/train.py itself, then --resume: what a GPU run does, but for its kernels."""
+    monkeypatch.chdir(ROOT)
+    words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL]
+    assert train.main([*words, "grpo.max_steps=2", "grpo.save_steps=1"]) == 0
+    run = runs.find(tmp_path / "demo")
+    assert (run.merged / "model.safetensors").is_file() and run.summary.is_file()
+    assert train.main(["--config", str(run.config_file), "--resume", "grpo.max_steps=3"]) == 0
+    rows = list(runs.read_jsonl(run.metrics))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row[drift.METRIC] < 1e-4 and 0 < row["entropy"] < 7 for row in rows), rows
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  grpo.")]
+    assert {line.partition(":")[0].strip() for line in said} == KNOWN, "what Unsloth changed is said, and no more"
+
+
+KNOWN = {"grpo.gradient_checkpointing_kwargs"}  # how torch's checkpointing re-enters; on a GPU it is Unsloth's own
+
+
+def test_what_is_asked_for_is_held(tmp_path: Path) -> None:
+    """Unsloth would put 0.28 for dapo, 5.0 for cispo, and no scaling of the rewards for dr_grpo."""
+    for words in (["grpo.loss_type=dapo"], ["grpo.loss_type=dr_grpo"], ["grpo.loss_type=cispo"],
+                  ["grpo.loss_type=dr_grpo", "grpo.scale_rewards=group"]):  # fmt: skip
+        config = load_config(ROOT / "configs" / "qa_llama1b.yaml", ["logging.report_to=[]", *words], environment={})
+        given = (config, runs.Run(tmp_path), [1.0] * len(config.rewards), "transformers")
+        wanted, arguments = wanted_arguments(*given), grpo_arguments(*given)
+        assert hasattr(arguments, "unsloth_num_chunks"), "Unsloth's own class"
+        assert set(changed_in_silence(wanted, arguments)) == KNOWN, words
+        arguments.vllm_importance_sampling_cap = 3.0  # no word of ours, and no field that the file names
+        assert set(changed_in_silence(wanted, arguments)) == KNOWN | {"grpo.vllm_importance_sampling_cap"}
+
+
+def test_unsloth_would_take_another_base() -> None:
+    """Why policy.py says use_exact_model_name."""
+    from unsloth.models.loader_utils import get_model_name
+
+    assert get_model_name("Qwen/Qwen2.5-3B-Instruct", load_in_4bit=True).startswith("unsloth/")
+
+
+def test_a_pad_token_that_ends_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its masks are `ids != pad`: the last token of every answer would be left out of the loss."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.chdir(ROOT)
+    base = tmp_path / "base"
+    shutil.copytree(TINY, base)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base)
+    with pytest.raises(UserError, match="ends an answer"):
+        load_policy(load_config("configs/demo.yaml", [f"model.name={base}"], environment={}))
