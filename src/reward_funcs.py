@@ -151,10 +151,11 @@ def attack_rewards(args: argparse.Namespace) -> int:
     answer_format, example = _answer_format(config), _example_of(config)
     verdicts, margin = attack(rewards, answer_format, args.margin, **example)
     _show_attack(verdicts, rewards, margin)
+    failed = _show_troubles(verdicts, rewards)
     chancy = unsteady(rewards, answer_format, **example)
     for sentence in chancy:
         _console().print(f"{sentence}.", markup=False)
-    return 1 if chancy or any(verdict.fault for verdict in verdicts) else 0
+    return 1 if failed or chancy or any(verdict.fault for verdict in verdicts) else 0
 
 
 def _example_of(config: Config) -> dict[str, Example]:
@@ -205,6 +206,17 @@ def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin:
         )
     console.print(f"margin over the honest wrong one: {margin:g} points")
     console.print(f"{faults} of {len(verdicts)} cases are not paid as they should" if faults else "no attack succeeds")
+
+
+def _show_troubles(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> bool:
+    """Name what hung, died, raised or printed while it was attacked; True where a case got no score."""
+    troubles = [(r.label, trouble) for r in rewards for trouble in getattr(r.function, "troubles", ())]
+    for label, trouble in troubles:
+        case = "" if trouble.row is None else f" (case '{verdicts[trouble.row].case.name}')"
+        _console().print(
+            f"{label} {trouble.said}{case}", markup=False, style="red" if trouble.kind == "failed" else None
+        )
+    return any(trouble.kind == "failed" for _, trouble in troubles)
 
 
 def _console() -> Console:

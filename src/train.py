@@ -79,7 +79,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
     choices = standby_choice(config)
     unsloth_first(config)
-    rewards = build_rewards(config.rewards)
+    rewards = build_rewards(config.rewards, runs.of(config))
     task = build_task(config.task.name, config.task.args)
     if missing := missing_for_training(config):
         console.print(notices.cannot_run(missing), markup=False)
