@@ -213,9 +213,8 @@ def _show_troubles(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> bo
     troubles = [(r.label, trouble) for r in rewards for trouble in getattr(r.function, "troubles", ())]
     for label, trouble in troubles:
         case = "" if trouble.row is None else f" (case '{verdicts[trouble.row].case.name}')"
-        _console().print(
-            f"{label} {trouble.said}{case}", markup=False, style="red" if trouble.kind == "failed" else None
-        )
+        style = "red" if trouble.kind == "failed" else None
+        _console().print(f"{label} {trouble.said}{case}", markup=False, style=style)
     return any(trouble.kind == "failed" for _, trouble in troubles)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from typing import Any
 
@@ -90,6 +88,9 @@ def _call(function: RewardFunction, batch: Mapping[str, Any]) -> Any:
     result = function(**batch)
     if not inspect.isawaitable(result):
         return result
+    import asyncio  # a quarter of a worker's start, and few rewards are coroutines
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as thread:  # not here: a notebook's event loop may already run on this thread
         return thread.submit(asyncio.run, _awaited(result)).result()
 

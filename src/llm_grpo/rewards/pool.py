@@ -182,6 +182,7 @@ class Pool:
         """Into the run's rewards.jsonl, and of each kind the first on the screen."""
         if kind not in {trouble.kind for trouble in self.troubles}:
             logger.warning(str(RewardError(said, name=self.__name__, when=call.when, row=row)))
+        row = rows[0] if len(rows) == 1 else row
         shown = {} if row is None else call.texts(row)
         trouble = Trouble(self.__name__, call.step, kind, said.strip(": "), len(rows), round(seconds, 3), row, **shown)
         self.troubles.append(trouble)

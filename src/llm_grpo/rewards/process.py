@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 START_S = 120  # to load the reward's file: a cold `import transformers` takes a while
 SEND_S = 30  # to take a batch in: an idle worker does so at once, one that a left-over thread holds up never does
 LAST_WORDS_S = 1.0  # to say where it hangs
+GONE = "gone"
 OUTPUT_BYTES = 1 << 16  # of what a reward prints in one batch
 SECRET = re.compile(r"(^|_)(API_?)?(TOKENS?|KEYS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH)(_|$)", re.I)
 PLACE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.M)  # faulthandler's, the innermost first
@@ -69,14 +70,9 @@ class Worker:
     def ready(self) -> Ready:
         """Raises UserError where the reward cannot be loaded, in its own words."""
         end = time.monotonic() + START_S
-        while not self.link.poll(0.05):
-            if self.process.poll() is not None or time.monotonic() > end:
-                break
-        try:
-            found = self.link.recv() if self.link.poll() else None
-        except (EOFError, ConnectionError):
-            found = None
-        if found is None:
+        while (found := self._heard(wait_s=0.05)) is None and time.monotonic() < end:
+            pass
+        if not isinstance(found, Ready):
             how = self.end()
             said = f"ended its process while it was loaded ({how})" if how else f"was not loaded within {START_S} s"
             raise UserError(f"reward '{self.spec.name}' {said}{place_in(self.printed(), self.spec.name)}.")
@@ -95,23 +91,29 @@ class Worker:
     def outcome(self) -> Reply | str | None:
         """Of the first part in the queue: its reply, or why it will never come (the process is ended then), or None:
         not yet."""
-        dead = self.process.poll() is not None  # asked first: what it said before it died is read below
-        try:
-            if self.link.poll():
-                self.since = time.monotonic()
-                return self.link.recv()
-        except (EOFError, OSError):
-            dead = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(LAST_WORDS_S)  # its files close a moment before its exit code is there
-        rows = max(1, len(self.queue[0]))
-        if dead:
+        heard, rows = self._heard(), len(self.queue[0])
+        if isinstance(heard, Reply):
+            self.since = time.monotonic()
+            return heard
+        if heard == GONE:
             return f" ended its process ({self.end() or 'it closed its files'})"
         if time.monotonic() > self.since + rows * self.spec.timeout_s:
             self.end()
             each = f" ({rows} completions, timeout_s {self.spec.timeout_s:g})" if rows > 1 else " (timeout_s)"
             return f" took longer than {rows * self.spec.timeout_s:g} s{each}"
         return None
+
+    def _heard(self, wait_s: float = 0.0) -> Ready | Reply | str | None:
+        """What it says next; None: nothing yet; GONE: nothing any more."""
+        dead = self.process.poll() is not None  # asked first: what it said before it died is read
+        try:
+            if self.link.poll(wait_s):
+                return self.link.recv()
+        except (EOFError, OSError):
+            dead = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(LAST_WORDS_S)  # its files close a moment before its exit code is there
+        return GONE if dead else None
 
     def end(self) -> str:
         """End it and all it has started. Returns how it had ended by itself; "" where it had not."""
