@@ -108,6 +108,8 @@ class Pool:
                     slowest, slow_rows = reply.seconds / len(rows), rows
         except BaseException:  # a late answer would be taken for one to the next batch
             self.close()
+            for worker in self.workers:
+                self._keep_output(worker, call)
             raise
         for column, values in extra.items():
             log_extra(column, values)
@@ -170,7 +172,7 @@ class Pool:
         self.recent[-1][0] += len(rows)
         failed, seen = (sum(counts) for counts in zip(*self.recent, strict=True))
         share = self.spec.max_failed
-        allowed = max(1, share * seen) if 0 < share < 1 else share * seen  # one is forgiven to a small batch
+        allowed = max(len(rows), share * seen) if 0 < share < 1 else share * seen  # one mishap is forgiven early on
         if failed > allowed or (failed == seen and share < 1):
             said += (
                 f"\n{failed} of the last {seen} completions got no score from it, max_failed allows {share:.0%}. Mend "

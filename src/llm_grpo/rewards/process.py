@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -47,7 +48,8 @@ class Worker:
     def start(self) -> None:
         """The process begins; `ready` waits until it has loaded its reward."""
         self.queue.clear()
-        self.output = tempfile.TemporaryFile("a+b")  # noqa: SIM115  (append: it is emptied while the worker writes)
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
+        fcntl.fcntl(self.output, fcntl.F_SETFL, os.O_APPEND)  # it is emptied while the worker writes
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_S, 0))
         end, path = theirs.fileno(), [os.path.abspath(place) for place in sys.path]  # noqa: PTH100  ("" is the cwd)
