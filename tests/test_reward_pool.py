@@ -203,7 +203,7 @@ def test_a_batch_that_fails_is_none_until_it_is_too_much(tmp_path: Path, pool: C
     rows = list(read_jsonl(run.reward_troubles))
     assert [(r["kind"], r["step"], r["row"], r["completion"]) for r in rows if r["kind"] == "failed"] == [
         ("failed", None, 0, "bad"), ("failed", 5, 1, "bad")]  # fmt: skip
-    assert run.reward_output.read_text() == "--- reward\nso far\n--- reward at step 5\nso far\nso far\n"
+    assert run.reward_output.read_text() == "--- reward\nso far\nso far\n--- reward at step 5\nso far\nso far\n"
 
 
 def test_what_fails_from_the_first_batch_on_ends_the_run_at_once(pool: Callable[..., Pool]) -> None:

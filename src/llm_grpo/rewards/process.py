@@ -120,7 +120,7 @@ class Worker:
     def end(self) -> str:
         """End it and all it has started. Returns how it had ended by itself; "" where it had not."""
         code = self.process.poll()
-        if code is None:
+        if code is None and self.queue:
             self.process.send_signal(signal.SIGABRT)  # faulthandler writes down where it is
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(LAST_WORDS_S)
