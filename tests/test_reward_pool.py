@@ -230,7 +230,7 @@ def test_a_worker_sees_no_secrets_and_no_gpu(pool: Callable[..., Pool], monkeypa
 
 AT_START = [
     ("import os; os._exit(7)", r"reward '.*own.py:reward' ended its process while it was loaded \(exit code 7\)"),
-    ("import time\ntime.sleep(60)", r"was not loaded within 1 s at .*own.py:2 in <module>"),
+    ("import time\ntime.sleep(60)", r"was not loaded within 3 s at .*own.py:2 in <module>"),
     ("import nowhere_to_be_found", "own.py failed at import, line 1: ModuleNotFoundError"),
     ("import ctypes\nctypes.string_at(0)", r"ended its process while it was loaded \(Segmentation fault\) at .*own.py:2"),
     ("x = 1", "own.py has no function 'reward'"),
@@ -242,7 +242,7 @@ AT_START = [
 def test_what_cannot_be_loaded_says_why(
     source: str, message: str, pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "START_S", 1 if "sleep" in source else AMPLE)
+    monkeypatch.setattr(process, "START_S", 3 if "sleep" in source else AMPLE)
     with pytest.raises(UserError, match=message):
         pool(source)
 

@@ -126,7 +126,7 @@ class Pool:
     def close(self) -> None:
         """End the workers; the next call starts them again."""
         for worker in self.workers:
-            worker.end()
+            worker.end(last_words=bool(worker.queue))
             worker.queue.clear()
 
     def _replies(self, call: _Call) -> Iterator[tuple[list[int], Reply]]:

@@ -117,10 +117,10 @@ class Worker:
                 self.process.wait(LAST_WORDS_S)  # its files close a moment before its exit code is there
         return GONE if dead else None
 
-    def end(self) -> str:
+    def end(self, last_words: bool = True) -> str:
         """End it and all it has started. Returns how it had ended by itself; "" where it had not."""
         code = self.process.poll()
-        if code is None and self.queue:
+        if code is None and last_words:
             self.process.send_signal(signal.SIGABRT)  # faulthandler writes down where it is
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(LAST_WORDS_S)
