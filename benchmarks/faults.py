@@ -3,7 +3,7 @@
     python benchmarks/faults.py --kills 200          # minutes each; stopped and started again, it goes on where it was
 
 A run of configs/demo.yaml with few steps is killed (kill -9, SIGTERM, Ctrl-C) in a phase drawn by lot: loading,
-training, saving, keeping the best, the evaluation after, merging. After each kill every file that stands under its final
+training, saving, keeping the best, the evaluation after, merging. After each kill every file under its final
 name has to be readable, nothing that was finished may be gone, and the next start has to go on. When a run reaches its
 end, its adapter has to be, to the bit, that of the undisturbed run.
 
