@@ -111,7 +111,7 @@ class Pool:
             for worker in self.workers:
                 self._keep_output(worker, call)
             raise
-        for column, values in extra.items():
+        for column, values in extra.items() if log_extra else ():
             log_extra(column, values)
         if slow_rows:
             self._note(
