@@ -116,8 +116,9 @@ def score_rewards(args: argparse.Namespace) -> int:
     for name in names:
         if args.published and name in REWARDS and "published" in inspect.signature(REWARDS[name]).parameters:
             settings[name].setdefault("published", True)
-    places = (args.input.expanduser(), args.output.expanduser())
-    tally = score_file({name: build_reward(name, settings[name]) for name in names}, *places)
+    strict = {name: {"max_failed": 0.0} if ".py" in name else {} for name in names}  # here the first failure is news
+    rewards = {name: build_reward(name, settings[name], **strict[name]) for name in names}
+    tally = score_file(rewards, args.input.expanduser(), args.output.expanduser())
     table = _table("reward", "scored", "null", "mean")
     for name, count in tally.scored.items():
         table.add_row(name, f"{count}", f"{tally.lines - count}", f"{tally.total[name] / count:.4f}" if count else "-")

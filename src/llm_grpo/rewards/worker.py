@@ -107,10 +107,10 @@ def _answer(function: RewardFunction, columns: dict[str, Any], rows: list[int], 
     state = columns.get("trainer_state")
     if state is not None:
         columns["trainer_state"] = SimpleNamespace(**state)
+        _seed(f"{state.get('global_step')} {rows[0]}")
     if logs:
         columns["log_extra"] = lambda column, values: extra.append((str(column), [_plain(v) for v in values]))
         columns["log_metric"] = lambda name, value: metrics.append((str(name), float(value)))
-    _seed(f"{state and state.get('global_step')} {rows[:1]}")
     scores, said, row = None, "", None
     start = time.perf_counter()
     try:
