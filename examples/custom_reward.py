@@ -5,7 +5,9 @@ Name one in YAML by file and function (the path as seen from where you start the
     rewards:
       - {name: correctness_reward_func}
       - {name: "examples/custom_reward.py:shows_its_steps", weight: 0.5}
-      - {name: "examples/custom_reward.py:close_to_gold", args: {tolerance: 0.1}}
+      - {name: "examples/custom_reward.py:close_to_gold", args: {tolerance: 0.1}, per_completion: true, workers: 2}
+
+They run in processes of their own: one that hangs or crashes is ended, and the run goes on (README.md).
 
 Try it before you train:
 

@@ -97,9 +97,11 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.report import notices
     from llm_grpo.rollouts.loading import open_engine
+    from llm_grpo.runs import Run
     from llm_grpo.tasks import build_task
 
-    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
+    rewards = build_rewards(config.rewards, Run(Path(args.run or "outputs")))
+    task = build_task(config.task.name, config.task.args)
     task.load(args.split)
     with command.library_output_in(Path("outputs/libraries.log")):
         engine, what = open_engine(args, config)
@@ -117,9 +119,11 @@ def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from llm_grpo.evaluation.scoring import report_on, score
     from llm_grpo.problems import build_rewards
     from llm_grpo.records import Completion, Problem
+    from llm_grpo.runs import Run
     from llm_grpo.tasks import build_task
 
-    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
+    rewards = build_rewards(config.rewards, Run(Path(args.run or "outputs")))
+    task = build_task(config.task.name, config.task.args)
     texts = read_completions(Path(args.completions))
     examples = task.load(args.split).examples
     known = {example.id for example in examples}

@@ -116,8 +116,9 @@ def score_rewards(args: argparse.Namespace) -> int:
     for name in names:
         if args.published and name in REWARDS and "published" in inspect.signature(REWARDS[name]).parameters:
             settings[name].setdefault("published", True)
-    places = (args.input.expanduser(), args.output.expanduser())
-    tally = score_file({name: build_reward(name, settings[name]) for name in names}, *places)
+    strict = {name: {"max_failed": 0.0} if ".py" in name else {} for name in names}  # here the first failure is news
+    rewards = {name: build_reward(name, settings[name], **strict[name]) for name in names}
+    tally = score_file(rewards, args.input.expanduser(), args.output.expanduser())
     table = _table("reward", "scored", "null", "mean")
     for name, count in tally.scored.items():
         table.add_row(name, f"{count}", f"{tally.lines - count}", f"{tally.total[name] / count:.4f}" if count else "-")
@@ -151,10 +152,11 @@ def attack_rewards(args: argparse.Namespace) -> int:
     answer_format, example = _answer_format(config), _example_of(config)
     verdicts, margin = attack(rewards, answer_format, args.margin, **example)
     _show_attack(verdicts, rewards, margin)
+    failed = _show_troubles(verdicts, rewards)
     chancy = unsteady(rewards, answer_format, **example)
     for sentence in chancy:
         _console().print(f"{sentence}.", markup=False)
-    return 1 if chancy or any(verdict.fault for verdict in verdicts) else 0
+    return 1 if failed or chancy or any(verdict.fault for verdict in verdicts) else 0
 
 
 def _example_of(config: Config) -> dict[str, Example]:
@@ -205,6 +207,16 @@ def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin:
         )
     console.print(f"margin over the honest wrong one: {margin:g} points")
     console.print(f"{faults} of {len(verdicts)} cases are not paid as they should" if faults else "no attack succeeds")
+
+
+def _show_troubles(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> bool:
+    """Name what hung, died, raised or printed while it was attacked; True where a case got no score."""
+    troubles = [(r.label, trouble) for r in rewards for trouble in getattr(r.function, "troubles", ())]
+    for label, trouble in troubles:
+        case = "" if trouble.row is None else f" (case '{verdicts[trouble.row].case.name}')"
+        style = "red" if trouble.kind == "failed" else None
+        _console().print(f"{label} {trouble.said}{case}", markup=False, style=style)
+    return any(trouble.kind == "failed" for _, trouble in troubles)
 
 
 def _console() -> Console:

@@ -79,7 +79,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
     choices = standby_choice(config)
     unsloth_first(config)
-    rewards = build_rewards(config.rewards)
+    rewards = build_rewards(config.rewards, runs.of(config))
     task = build_task(config.task.name, config.task.args)
     if missing := missing_for_training(config):
         console.print(notices.cannot_run(missing), markup=False)
@@ -142,10 +142,12 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
 
 def unsloth_first(config: Config) -> None:
-    """A reward file that imports libraries may bring trl, transformers or peft, and Unsloth has to come before them."""
+    """A reward file that imports libraries may bring trl, transformers or peft, and Unsloth has to come before them.
+    One with workers (`null` is one) is loaded in theirs."""
     from llm_grpo.rewards.files import may_bring_libraries
 
-    if importlib.util.find_spec("unsloth") and any(may_bring_libraries(reward.name) for reward in config.rewards):
+    here = [reward.name for reward in config.rewards if reward.workers == 0]
+    if importlib.util.find_spec("unsloth") and any(map(may_bring_libraries, here)):
         with command.library_output_in(Path(config.run.output_dir) / "libraries.log"):
             from llm_grpo import policy  # noqa: F401
 

@@ -51,6 +51,7 @@ STEPS = [
     ([{"frac_reward_zero_std": 0.95, "accuracy": 0.98}] * 5, "right already", "all succeed alike"),
     ([{"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.0}], "", "half of the run"),
     ([{"loss": 0.1}], "", "nothing was logged of it"),
+    ([{"failed/reward/own": 0.5}, {"reward": 1.0}], "Failed: own gave no score in 1 of 2 steps", "a reward hung once"),
     ([], "", "no steps"),
 ]
 

@@ -63,7 +63,8 @@ def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["32-bit", "4-bit"])
 def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: bool) -> None:
-    policy, run, config = trained(tmp_path, f"model.load_in_4bit={str(four_bit).lower()}")
+    own = 'rewards=[{name: correctness_reward_func}, {name: "examples/custom_reward.py:shows_its_steps"}]'
+    policy, run, config = trained(tmp_path, f"model.load_in_4bit={str(four_bit).lower()}", own)
     kinds = {type(module).__name__ for module in policy.model.modules()}
     assert ("Linear4bit" in kinds) == four_bit
     assert lora_b(policy).abs().max() > 0, "B starts at zero; it has to move"
@@ -72,6 +73,7 @@ def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: 
     metrics = list(runs.read_jsonl(run.metrics))
     assert [row["step"] for row in metrics] == [1, 2]
     wanted = ("reward", "loss", "grad_norm", "learning_rate", "accuracy", "format_rate", "truncated_share", "tokens_per_second",
+              "seconds/reward/correctness_reward_func", "seconds/reward/shows_its_steps",  # here, and in a worker
               "frac_reward_zero_std", "completions/mean_length", "seconds/generation", "seconds/rewards", "seconds/update",
               "step_time", "memory_peak_gb", "sampling/sampling_logp_difference/mean")  # fmt: skip
     for row in metrics:

@@ -14,6 +14,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length, with_known_roles, with_system
 from llm_grpo.records import BadRow, Example, Message, Problem, Reward, Task
 from llm_grpo.rewards import build_reward
+from llm_grpo.runs import Run
 from llm_grpo.tasks import build_task
 
 
@@ -78,11 +79,14 @@ def worked_examples(config: Config, task: Task | None = None) -> tuple[Message, 
     return _as_messages(_shown(task, config.prompt.examples), task)
 
 
-def build_rewards(specs: Sequence[RewardSpec]) -> list[Reward]:
-    """The rewards of a config; a function that stands twice gets a number, so that logs keep them apart."""
+def build_rewards(specs: Sequence[RewardSpec], run: Run | None = None) -> list[Reward]:
+    """The rewards of a config; a function that stands twice gets a number, so that logs keep them apart.
+
+    run: where those with workers write what they printed and which completions they failed on, once it has a folder.
+    """
     rewards: list[Reward] = []
     for spec in specs:
-        function = build_reward(spec.name, spec.args)
+        function = build_reward(run=run, **spec.model_dump(exclude={"weight"}))
         count = sum(reward.label.split("#")[0] == function.__name__ for reward in rewards)
         if count:
             function.__name__ = f"{function.__name__}#{count + 1}"

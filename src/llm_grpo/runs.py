@@ -48,6 +48,8 @@ PLACES = {
     "confusion": "eval/confusion.png",
     "summary": "summary.json",
     "log": "libraries.log",
+    "reward_output": "rewards.log",
+    "reward_troubles": "rewards.jsonl",
 }
 
 
@@ -125,7 +127,7 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
     A run that stopped before it learned anything is simply begun again. A replaced run is set aside, and removed by
     `forget_replaced` when the new one is under way.
     """
-    run = Run(Path(config.run.output_dir) / config.run.name, _learns(config))
+    run = of(config)
     if resume and overwrite:
         raise UserError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
     if resume:
@@ -155,8 +157,9 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
     return run
 
 
-def _learns(config: Config) -> str:
-    return "adapter" if config.lora else "model"
+def of(config: Config, folder: Path | None = None) -> Run:
+    """Where the run of a config is, or will be."""
+    return Run(folder or Path(config.run.output_dir) / config.run.name, "adapter" if config.lora else "model")
 
 
 def forget_replaced(run: Run) -> None:
@@ -200,7 +203,7 @@ def find(folder: str | Path) -> Run:
     if not run.config_file.is_file():
         near = sorted(str(p.parent) for p in run.folder.parent.glob("*/config.yaml"))
         raise UserError(f"{folder}: no run here (no config.yaml).{' There are: ' + ', '.join(near) if near else ''}")
-    return Run(run.folder, _learns(run.config()))
+    return of(run.config(), run.folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -236,9 +239,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def forget_after(run: Run, step: int) -> None:
     """Before a resume: drop what was logged after the checkpoint, because those steps are done again."""
-    for path in (run.metrics, run.validation):
+    for path in (run.metrics, run.validation, run.reward_troubles):
         if path.is_file():
-            kept = [row for row in read_jsonl(path) if row["step"] <= step]
+            kept = [row for row in read_jsonl(path) if (row["step"] or 0) <= step]
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
     if run.best_validation().get("step", 0) > step:
         shutil.rmtree(run.best)

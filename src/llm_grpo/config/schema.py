@@ -111,9 +111,17 @@ class PromptSection(Section):
 
 
 class RewardSpec(Section):
+    """A reward, and the processes it has to itself, which can be ended (rewards/pool.py). Without: in the trainer's."""
+
     name: Place  # path/to/file.py:function too
     weight: float = 1.0
     args: Annotated[dict[str, Any], AfterValidator(_places_expanded)] = {}
+    workers: Count | None = None  # such processes; 0: none; null: 1 for a function of your own file, none for ours
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0  # for one completion; a batch has this times its completions
+    per_completion: bool = False  # it judges each alone: they are spread over the workers, and one that hangs is one
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the last 20 batches' completions; beyond, the run ends
+    memory_gb: Annotated[float, Field(gt=0)] = 16.0
+    environment: list[str] = []  # variables such as OPENAI_API_KEY it is given although they look like secrets
 
 
 class RolloutsSection(Section):

@@ -20,7 +20,7 @@ LONGEST_SHOWN = 60  # characters of an answer that is named
 
 def diagnose(report: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """One sentence per fault of an evaluation (with its items) and of the training steps (rows of metrics.jsonl)."""
-    return [said for said in (*_answers(report), _signal(steps), _drift(steps)) if said]
+    return [said for said in (*_answers(report), _signal(steps), _drift(steps), *_failed(steps)) if said]
 
 
 def _answers(report: Mapping[str, Any]) -> list[str]:
@@ -63,6 +63,14 @@ def _signal(steps: Sequence[Mapping[str, Any]]) -> str:
         f"No signal: in {mean:.0%} of the groups all answers earned the same reward (frac_reward_zero_std), so there "
         f"was nothing to learn from; {why}."
     )
+
+
+def _failed(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rewards that hung, died or raised (rewards/pool.py logs their share of a batch where it is not 0)."""
+    names = sorted({name for row in steps for name in row if name.startswith("failed/reward/")})
+    counts = {name.rpartition("/")[2]: sum(name in row for row in steps) for name in names}
+    said = "Failed: {} gave no score in {} of {} steps; rewards.jsonl says to which answers and why."
+    return [said.format(name, count, len(steps)) for name, count in counts.items()]
 
 
 def _drift(steps: Sequence[Mapping[str, Any]]) -> str:

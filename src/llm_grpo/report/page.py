@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from llm_grpo.report.tables import NAMES, p_value, share
 from llm_grpo.runs import Run, read_jsonl, write_text
 
 HERE = Path(__file__).parent
-MOST_ITEMS = 40  # items gained and lost that are shown, each
+MOST_ITEMS = 40  # items gained and lost that are shown, each; and completions a reward failed on or was slow with
 
 # (title, {metric: label}, limits). A chart without a number is left out, so that one list serves every engine.
 CHARTS: tuple[tuple[str, dict[str, str], tuple[float, float] | None], ...] = (
@@ -93,6 +94,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "diagnoses": summary["diagnoses"] if summary else diagnose(before, rows) if before else [],
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
         "environment": list(leaves(_json(run.environment) or {})),
+        "troubles": list(islice(read_jsonl(run.reward_troubles), MOST_ITEMS)),
         "groups": groups,
         "groups_in_all": total,
     }

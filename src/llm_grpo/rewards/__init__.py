@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_grpo.errors import UserError, check_arguments, did_you_mean
 from llm_grpo.records import RewardFunction
 from llm_grpo.rewards.correctness import correctness, int_reward
 from llm_grpo.rewards.files import load_function
 from llm_grpo.rewards.format import soft_format, strict_format, xmlcount
-from llm_grpo.rewards.guarding import RewardError, check_scores, guard
+from llm_grpo.rewards.guarding import RewardError, check_scores, guard, timed
 from llm_grpo.rewards.labels import lead_qualification
 from llm_grpo.rewards.learned import RewardModel
 from llm_grpo.rewards.lifting import bind, lift, text_of
 from llm_grpo.rewards.style import conciseness, cot_clarity, repetition
+
+if TYPE_CHECKING:
+    from llm_grpo.runs import Run
 
 __all__ = ["LEARNED", "REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift", "text_of"]
 
@@ -40,12 +43,28 @@ REWARDS: dict[str, RewardFunction] = {
 LEARNED: dict[str, Callable[..., RewardFunction]] = {"reward_model": RewardModel}
 
 
-def build_reward(name: str, args: Mapping[str, Any] | None = None) -> RewardFunction:
-    """The reward of that name (in a table, or path/to/file.py:function), its arguments bound and its scores guarded.
+def build_reward(
+    name: str, args: Mapping[str, Any] | None = None, *, run: Run | None = None, **limits: Any
+) -> RewardFunction:
+    """The reward of that name (in a table, or path/to/file.py:function), its arguments bound and its scores checked.
 
-    Its `__name__`, by which TRL logs it, is the name in the table or the function's own. Raises UserError.
+    Its `__name__`, by which TRL logs it, is the name in the table or the function's own. limits: the other keys of
+    RewardSpec; with workers the reward is a Pool, which writes into `run` what went wrong. Raises UserError.
     """
-    args = args or {}
+    from llm_grpo.config.schema import RewardSpec
+    from llm_grpo.rewards.pool import Pool, check_limits
+
+    spec = RewardSpec(name=name, args=dict(args or {}), **limits)
+    workers = check_limits(spec, can_have_workers=name not in LEARNED)
+    return (
+        Pool(spec, workers, alone=spec.per_completion or name in REWARDS, run=run)
+        if workers
+        else timed(build_here(name, spec.args))
+    )
+
+
+def build_here(name: str, args: Mapping[str, Any]) -> RewardFunction:
+    """The same in the process that asks."""
     if name in LEARNED:
         check_arguments(LEARNED[name], args, where=f"rewards: {name}")
         return guard(LEARNED[name](**args), name)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llm_grpo.answers.judging import JUDGES, write_answer
 from llm_grpo.answers.labels import LABEL_SETS, LABELS, judge_labels, write_action
 from llm_grpo.records import Example, Reward, columns_of, weighted_sum
+from llm_grpo.rewards.guarding import RewardError
 
 FORMATS = {**JUDGES, "labels": judge_labels}  # what can be attacked; a task's judge tells which of them it asks for
 RIGHT, WRONG = "42", "17"
@@ -213,8 +215,8 @@ def _scored(rewards: Sequence[Reward], cases: Sequence[Case], example: Example) 
     """The scores of every case by reward, with the example's conversation and columns and the case's gold."""
     columns = columns_of([example] * len(cases))
     columns |= {"prompts": [list(example.prompt)] * len(cases), "answer": [case.gold for case in cases]}
-    completions = [[{"role": "assistant", "content": case.text}] for case in cases]
-    return {reward.label: reward.function(completions=completions, **columns) for reward in rewards}
+    columns["completions"] = [[{"role": "assistant", "content": case.text}] for case in cases]
+    return {reward.label: _scores(reward, cases, columns) for reward in rewards}
 
 
 def _same_scores(some: Sequence[float | None], others: Sequence[float | None]) -> bool:
@@ -223,6 +225,19 @@ def _same_scores(some: Sequence[float | None], others: Sequence[float | None]) -
         a is b if a is None or b is None else math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
         for a, b in zip(some, others, strict=True)
     )
+
+
+def _scores(reward: Reward, cases: Sequence[Case], columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
+    """A reward that fails on all of them together is asked again for each, to name the case that it fails on."""
+    try:
+        return reward.function(**columns)
+    except RewardError as failed:
+        for row, case in enumerate(cases):
+            try:
+                reward.function(**{name: values[row : row + 1] for name, values in columns.items()})
+            except RewardError as error:
+                raise RewardError(f"{error.said} (case '{case.name}')", name=reward.label) from failed
+        raise
 
 
 def backwards(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> list[Reward]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from typing import Any
 
@@ -15,11 +14,14 @@ from llm_grpo.records import RewardFunction
 
 
 class RewardError(UserError):
-    """A reward function that raised, or returned what is no list of scores. `row` counts from 0 within the batch."""
+    """A reward function that raised, or returned what is no list of scores. `row` counts from 0 within the batch.
 
-    def __init__(self, message: str, *, name: str, row: int | None = None) -> None:
-        super().__init__(message)
-        self.name, self.row = name, row
+    said: what is behind the name, for example " raised KeyError: 'y'" or ": the score is nan".
+    """
+
+    def __init__(self, said: str, *, name: str, when: str = "", row: int | None = None) -> None:
+        super().__init__(f"reward '{name}'{when}{'' if row is None else f', row {row}'}{said}")
+        self.said, self.name, self.row = said, name, row
 
 
 def guard(function: RewardFunction, name: str, step: Callable[[], int] | None = None) -> RewardFunction:
@@ -30,32 +32,32 @@ def guard(function: RewardFunction, name: str, step: Callable[[], int] | None = 
     """
 
     def guarded(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        who = f"reward '{name}'{_when(step, columns)}"
+        when = when_of(columns, step)
         batch = {"prompts": prompts, "completions": completions, **columns}
         try:
             scores = _call(function, batch)
-        except Exception as error:  # the function may be anybody's: every failure of it is the same kind of news
-            raise _failure(function, batch, error, name, who) from error
-        return check_scores(name, scores, len(completions), who)
+        except (Exception, SystemExit) as error:  # it may be anybody's: every failure of it is the same kind of news
+            raise _failure(function, batch, error, name, when) from error
+        return check_scores(name, scores, len(completions), when)
 
     guarded.__name__ = guarded.__qualname__ = name
     guarded.__doc__ = function.__doc__
     return guarded
 
 
-def check_scores(name: str, scores: Any, expected_count: int, who: str | None = None) -> list[float | None]:
+def check_scores(name: str, scores: Any, expected_count: int, when: str = "") -> list[float | None]:
     """The scores as floats (None stays None: "cannot be judged"). Raises RewardError with the first row at fault."""
-    who = who or f"reward '{name}'"
     if isinstance(scores, str | bytes | Mapping) or not hasattr(scores, "__iter__") or getattr(scores, "ndim", 1) != 1:
-        raise RewardError(f"{who} returned {_kind(scores)}; it must return a list with one score each.", name=name)
+        said = f" returned {_kind(scores)}; it must return a list with one score each."
+        raise RewardError(said, name=name, when=when)
     values = list(scores)
     if len(values) != expected_count:
-        message = f"{who} returned {len(values)} scores for {expected_count} completions; it must return one for each."
-        raise RewardError(message, name=name)
-    return [_score(value, name, row, who) for row, value in enumerate(values)]
+        said = f" returned {len(values)} scores for {expected_count} completions; it must return one for each."
+        raise RewardError(said, name=name, when=when)
+    return [_score(value, name, row, when) for row, value in enumerate(values)]
 
 
-def _score(value: Any, name: str, row: int, who: str) -> float | None:
+def _score(value: Any, name: str, row: int, when: str) -> float | None:
     if value is None:
         return None
     plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # numpy, torch
@@ -66,7 +68,7 @@ def _score(value: Any, name: str, row: int, who: str) -> float | None:
         shown = plain if isinstance(plain, float) else "too large"
         wrong = f"{shown}; it must be finite, or None where a completion cannot be judged."
     if wrong:
-        raise RewardError(f"{who}, row {row}: the score is {wrong}", name=name, row=row)
+        raise RewardError(f": the score is {wrong}", name=name, when=when, row=row)
     return float(plain)
 
 
@@ -75,7 +77,8 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {shown[:60]}".rstrip()
 
 
-def _when(step: Callable[[], int] | None, columns: Mapping[str, Any]) -> str:
+def when_of(columns: Mapping[str, Any], step: Callable[[], int] | None = None) -> str:
+    """ " at step 8", from TRL's `trainer_state` among the columns; "" outside training."""
     done = getattr(columns.get("trainer_state"), "global_step", None)  # TRL counts the steps that are finished
     number = step() if step else None if done is None else done + 1
     return "" if number is None else f" at step {number}"
@@ -85,36 +88,58 @@ def _call(function: RewardFunction, batch: Mapping[str, Any]) -> Any:
     result = function(**batch)
     if not inspect.isawaitable(result):
         return result
+    import asyncio  # a quarter of a worker's start, and few rewards are coroutines
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as thread:  # not here: a notebook's event loop may already run on this thread
         return thread.submit(asyncio.run, _awaited(result)).result()
+
+
+def timed(function: RewardFunction) -> RewardFunction:
+    """The function, which tells TRL's `log_metric` how many seconds it took, where that is among the columns."""
+
+    def measured(*given: Any, **columns: Any) -> list[float | None]:
+        start = time.perf_counter()
+        scores = function(*given, **columns)
+        if columns.get("log_metric") is not None:
+            columns["log_metric"](f"seconds/reward/{measured.__name__}", time.perf_counter() - start)
+        return scores
+
+    measured.__name__ = measured.__qualname__ = function.__name__
+    measured.__doc__ = function.__doc__
+    return measured
 
 
 async def _awaited(result: Any) -> Any:
     return await result
 
 
-def _failure(function: RewardFunction, batch: Mapping[str, Any], error: Exception, name: str, who: str) -> RewardError:
+def _failure(
+    function: RewardFunction, batch: Mapping[str, Any], error: BaseException, name: str, when: str
+) -> RewardError:
     """The message of a reward that raised: what, in which row, and where in whose file."""
     if isinstance(error, UserError):
-        return RewardError(f"{who}: {error}", name=name)
+        return RewardError(f": {error}", name=name, when=when)
     row = _failing_row(function, batch)
     place = traceback.extract_tb(error.__traceback__)[-1]
-    row_text = "" if row is None else f", row {row}"
-    said = f"{who}{row_text} raised {type(error).__name__}: {str(error)[:500]} ({place.filename}:{place.lineno})"
-    return RewardError(said, name=name, row=row)
+    said = f" raised {type(error).__name__}: {str(error)[:500]} ({place.filename}:{place.lineno})"
+    return RewardError(said, name=name, when=when, row=row)
 
 
 def _failing_row(function: RewardFunction, batch: Mapping[str, Any]) -> int | None:
-    """The first row that also fails alone. The run is lost anyhow: calling again costs nothing more."""
-    count = len(batch["completions"])
+    """The first row that also fails alone, looked for during a second: a worker's deadline goes on meanwhile."""
+    count, end = len(batch["completions"]), time.monotonic() + 1
     for row in range(count):
-        single = {key: value[row : row + 1] if _is_column(value, count) else value for key, value in batch.items()}
+        if time.monotonic() > end:
+            break
+        single = {key: value[row : row + 1] if is_column(value, count) else value for key, value in batch.items()}
         try:
             _call(function, single)
-        except Exception:  # the same wide net as in guarded
+        except (Exception, SystemExit):  # the same wide net as in guarded
             return row
     return None
 
 
-def _is_column(value: Any, count: int) -> bool:
+def is_column(value: Any, count: int) -> bool:
+    """True for what has a value for each completion; else it is one value for all of them."""
     return isinstance(value, list | tuple) and len(value) == count
