@@ -11,6 +11,7 @@ from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be 
 
 import torch  # isort: skip
 from transformers import Trainer, get_scheduler  # isort: skip
+from transformers.utils import is_liger_kernel_available  # isort: skip
 from trl import GRPOConfig  # isort: skip
 
 from llm_grpo.config.schema import Config
@@ -69,6 +70,8 @@ def check_arguments(config: Config, run: Run, weights: list[float]) -> None:
         learns = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
         words = arguments.lr_scheduler_kwargs
         get_scheduler(arguments.lr_scheduler_type, learns, 0, 1000, scheduler_specific_kwargs=words)
+        if arguments.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError("use_liger_kernel needs liger-kernel (pip install liger-kernel)")
 
 
 def wanted_arguments(config: Config, run: Run, weights: list[float], engine: str) -> dict[str, Any]:
