@@ -282,7 +282,7 @@ def test_what_the_compute_went_into(tiny: Path) -> None:  # noqa: F811
     assert logged["informative_share"] == 0.5 and logged["rollouts_per_informative_group"] == 8
     assert logged["tokens_generated"] == lengths.sum() and logged["tokens_updated"] == lengths[kept].sum()
     assert 0 < logged["padding_share"] < 0.8 and 0 < logged["wasted_share"] < 1
-    assert "updated_rows/entropy" in logged and "entropy" not in logged
+    assert "updated_rows/clip_ratio/region_mean" in logged and "clip_ratio/region_mean" not in logged
     whole = of_run([logged, {**logged, "step": 3}])
     assert whole["tokens_updated"] == 3 * logged["tokens_updated"] and whole["rollouts_per_informative_group"] == 8
 
