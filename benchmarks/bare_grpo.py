@@ -23,6 +23,26 @@ def form(prompts, completions, **kwargs):
     return [0.5 if WHOLE.fullmatch(completion[0]["content"]) else 0.0 for completion in completions]
 
 
+def soft_form(prompts, completions, **kwargs):
+    return [0.5 if WHOLE.search(completion[0]["content"]) else 0.0 for completion in completions]
+
+
+def integer(prompts, completions, **kwargs):
+    found = [ANSWER.findall(completion[0]["content"]) for completion in completions]
+    return [0.5 if len(texts) == 1 and texts[0].strip().isdigit() else 0.0 for texts in found]
+
+
+def tags(prompts, completions, **kwargs):
+    return [tag_score(completion[0]["content"]) for completion in completions]
+
+
+def tag_score(text):
+    found = WHOLE.search(text)
+    outside = len((text[: found.start()] + text[found.end() :]).strip()) if found else 0
+    once = sum(text.count(tag) == 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
+    return max(0.0, 0.125 * once - 0.001 * outside) if "<reasoning>" in text and "<answer>" in text else 0.0
+
+
 def unsloth_model(settings):
     from unsloth import FastLanguageModel
     import torch  # isort: skip
@@ -76,7 +96,7 @@ def main(path):
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=[correctness, form],
+        reward_funcs=[tags, soft_form, form, integer, correctness],
         args=GRPOConfig(
             **settings["grpo"],
             output_dir=settings["output_dir"],

@@ -136,7 +136,7 @@ def _prompt(line: str, where: str) -> str:
 
 def how(args: argparse.Namespace) -> dict[str, object]:
     """What the answers depend on, as it was asked for: it stands in every line, so that a file is of one kind."""
-    names = ("run", "adapter", "base", "model", "system", "temperature", "top_p", "max_tokens", "n", "seed")
+    names = ("run", "adapter", "base", "model", "dtype", "system", "temperature", "top_p", "max_tokens", "n", "seed")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

@@ -74,6 +74,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     """The whole job; what is finished is on disk before the next thing starts."""
     from llm_grpo.planning.plan import check_window
     from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice
+    from llm_grpo.planning.skipping import skip_choice
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.tasks import build_task
 
@@ -85,6 +86,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         console.print(notices.cannot_run(missing), markup=False)
         return 2
     check_window(config.model)
+    choices |= {"rollouts.skip": skip_choice(config)[1]}
     task.load("train")  # a fault in the data is told before anything slow starts
     run = runs.create(config, overwrite=overwrite, resume=resume)
     if resume and run.summary.is_file() and runs.last_step(run) >= config.grpo["max_steps"] > 0:

@@ -37,6 +37,11 @@ def scores(args: tuple, result: Any) -> bool:
     return all(result[name].shape == shape for name in read) and "num_items_in_batch" in result
 
 
+def hands_over(args: tuple, result: Any) -> bool:
+    """A micro-batch, or a part of one: rows, and what the losses divide by."""
+    return len(result["advantages"]) == len(result["completion_ids"]) > 0 and "num_items_in_batch" in result
+
+
 def steps(args: tuple, result: Any) -> bool:
     return result.dim() == 0 and bool(result.isfinite())
 
@@ -58,6 +63,8 @@ SEAMS: dict[str, tuple[Callable[[tuple, Any], bool], str]] = {
     "_generate_single_turn": (samples, "the log-probabilities of what transformers samples"),
     "_calculate_rewards": (rewards, "timed"),
     "_generate_and_score_completions": (scores, "recorded; the gap and the entropy are taken from it"),
+    "_prepare_inputs": (hands_over, "rows that teach nothing are left out of it"),
+    "compute_loss": (steps, "called for each part of a micro-step"),
     "training_step": (steps, "timed"),
     "log": (logs, "tokens per second, memory, entropy are added to what TRL logs"),
 }

@@ -216,7 +216,10 @@ def test_a_window_over_the_positions_is_refused_at_the_door(name: str, window: i
 
 def test_a_person_reads_shares_and_disk() -> None:
     rows = dict(explain(load_config(REFERENCE, environment={}), 7473))
-    assert rows["a generation batch"] == "1 prompt x 8 generations = 8 completions"
+    assert rows["a generation batch"].startswith("1 prompt x 8 generations = 8 completions (few for vLLM: ")
+    many = dict(explain(load_config(REFERENCE.with_name("grpo_64.yaml"), environment={}), 7473))
+    assert many["a generation batch"] == "8 prompts x 8 generations = 64 completions"
+    assert rows["rows that teach nothing"].startswith("on: ")
     assert rows["share of the data seen"] == "27%"
     assert rows["an epoch"] == "7,473 updates over 7,473 training prompts"
     assert "GB" in rows["disk for checkpoints"]

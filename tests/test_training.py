@@ -74,7 +74,8 @@ def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: 
     assert [row["step"] for row in metrics] == [1, 2]
     wanted = ("reward", "loss", "grad_norm", "learning_rate", "accuracy", "format_rate", "truncated_share", "tokens_per_second",
               "seconds/reward/correctness_reward_func", "seconds/reward/shows_its_steps",  # here, and in a worker
-              "frac_reward_zero_std", "completions/mean_length", "seconds/generation", "seconds/rewards", "seconds/update",
+              "frac_reward_zero_std", "informative_share", "tokens_updated", "padding_share", "wasted_share",
+              "completions/mean_length", "seconds/generation", "seconds/rewards", "seconds/update",
               "step_time", "memory_peak_gb", "sampling/sampling_logp_difference/mean")  # fmt: skip
     for row in metrics:
         assert all(math.isfinite(row[name]) for name in wanted), row

@@ -24,6 +24,9 @@ def run(main: Callable[[], int]) -> None:
     # OpenMP's threads spin while they wait, which costs far more than it saves where anything else runs: on 2 cores a
     # step of the demo takes 0.9 s spinning and 1.2 s sleeping when idle, but 7 to 40 s and 2 s beside a busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's allocator on a CPU asks for huge pages: what grows and is thrown away (keys and values, logits) costs a
+    # page fault for 2 MiB and not for 4 KiB. docs/rollouts.md has the numbers.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         load_env_file()
         sys.exit(main())
@@ -80,8 +83,13 @@ def add_which_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model; and who generates."""
+    """Which model; who generates, and how precisely."""
     add_which_model(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="unless given float32 on a CPU; bfloat16 is faster there, and some greedy answers are others",
+    )
     parser.add_argument("--engine", default="auto", choices=["auto", "vllm", "transformers"], help="who generates")
 
 

@@ -126,6 +126,7 @@ class RewardSpec(Section):
 
 class RolloutsSection(Section):
     engine: Literal["auto", "unsloth", "vllm", "transformers"] = "auto"
+    skip: Literal[True, False, "auto"] = "auto"  # groups of equal rewards are left out of updates; auto: where exact
     standby: bool = False  # unsloth: lend vLLM's cache memory to the update; Unsloth then sets its share by itself
 
 

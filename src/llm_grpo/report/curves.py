@@ -9,7 +9,8 @@ from llm_grpo.runs import Run, read_jsonl
 
 
 def draw(run: Run) -> None:
-    """Reward in total and per function, accuracy and format rate, loss, gradient norm, completion length.
+    """Reward in total and per function, accuracy and format rate, loss, gradient norm, completion length, and what the
+    compute went into (training/spending.py).
 
     Nothing is drawn for a run without logged steps. The file is replaced whole.
     """
@@ -21,7 +22,7 @@ def draw(run: Run) -> None:
     rows, checks = list(read_jsonl(run.metrics)), list(read_jsonl(run.validation))
     if not rows:
         return
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7.5), constrained_layout=True)
+    figure, axes = plt.subplots(2, 4, figsize=(20, 7.5), constrained_layout=True)
     figure.suptitle(f"{run.folder.name}: {rows[-1]['step']} steps")
     parts = sorted({key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean")})
     _panel(axes[0][0], rows, {"reward": "total"}, "reward")
@@ -47,6 +48,11 @@ def draw(run: Run) -> None:
     _panel(axes[1][1], rows, {"grad_norm": "gradient norm"}, "gradient norm, before clipping")
     lengths = {"completions/mean_length": "mean", "completions/max_length": "longest"}
     _panel(axes[1][2], rows, lengths, "completion length (tokens)")
+    shares = {"informative_share": "groups that teach", "wasted_share": "compute on groups that teach nothing",
+              "padding_share": "padding in updates"}  # fmt: skip
+    _panel(axes[0][3], rows, shares, "what teaches, what is wasted", (0, 1))
+    tokens = {"tokens_generated": "generated", "tokens_updated": "updated"}
+    _panel(axes[1][3], rows, tokens, "tokens of an update")
     draft = run.curves.with_name(".curves.png")
     figure.savefig(draft, dpi=110)
     plt.close(figure)

@@ -16,6 +16,7 @@ from llm_grpo.report.confusion import draw_confusion
 from llm_grpo.report.notices import say_diagnoses
 from llm_grpo.report.tables import classes_table, comparison_table
 from llm_grpo.runs import Run
+from llm_grpo.training.spending import of_run
 
 
 def summarise(
@@ -31,6 +32,7 @@ def summarise(
         "steps": runs.last_step(run),
         "train_seconds": round(train_seconds, 1),
         "evaluated": f"{run.chosen_weights().name}, step {run.chosen_step()} ({which})",
+        "spent": of_run(list(runs.read_jsonl(run.metrics))),
         "diagnoses": diagnose(after, list(runs.read_jsonl(run.metrics))),
         "before": without_items(before),
         "after": without_items(after),

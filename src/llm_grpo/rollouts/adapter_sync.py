@@ -40,7 +40,8 @@ def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | Non
     """A vllm.LLM in this process, over a model folder or Hub name, ready for one LoRA of up to that rank (None: none).
 
     options go to vllm.LLM as they are (dtype, gpu_memory_utilization, seed, quantization, revision ...). On a CPU the
-    KV cache gets 1 GiB, threads are not bound to cores (the trainer shares them), and nothing is compiled.
+    KV cache gets 1 GiB in blocks of 32 tokens (vLLM's default of 128 computes over what is not filled),
+    threads are not bound to cores (the trainer shares them), and nothing is compiled.
     """
     # One process: no second interpreter, no copies, and no worker whose death would leave vLLM waiting for ever.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -49,7 +50,8 @@ def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | Non
     if not torch.cuda.is_available():
         # Prompts whole: vLLM 0.31 fails on a CPU where a seeded request is prefilled in chunks (its generator has no
         # offset that could be set back).
-        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False, **options}
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "block_size": 32,
+                   "enable_chunked_prefill": False, **options}  # fmt: skip
     if max_lora_rank is not None:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": vllm_rank(max_lora_rank)}
     with torch.random.fork_rng():  # vLLM seeds the generator of the whole process

@@ -14,6 +14,7 @@ from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Sampling, token_ids
+from llm_grpo.rollouts.grouped_attention import attend_in_groups
 from llm_grpo.rollouts.loading import load_tokenizer, not_there, said_first
 from llm_grpo.rollouts.reading import Reader
 from llm_grpo.runs import is_whole_model
@@ -28,6 +29,7 @@ class TransformersEngine:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.reader = Reader(tokenizer, thinking)
         self.window = getattr(model.config, "max_position_embeddings", None)
+        attend_in_groups()
 
     def generate(
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
@@ -118,8 +120,8 @@ def load_engine(
     model_name: str, adapter: Path | None, prompt: PromptSection | None, **options: Any
 ) -> TransformersEngine:
     """A model (folder or Hub name) with an optional adapter, without unsloth. options: revision, trust_remote_code,
-    batch_size, load_in_4bit. float32 on a CPU, bfloat16 or float16 on a GPU. prompt: of the config, None where there is
-    none. Raises UserError.
+    batch_size, load_in_4bit, dtype: unless given float32 on a CPU, bfloat16 or float16 on a GPU. prompt: of the config,
+    None where there is none. Raises UserError.
 
     adapter: what a run learned; where that is a whole model it is opened by itself, in place of its base."""
     from safetensors import SafetensorError
@@ -128,7 +130,7 @@ def load_engine(
     if adapter is not None and is_whole_model(adapter):
         model_name, adapter, options = str(adapter), None, {**options, "revision": None}
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
-    dtype, device = getattr(torch, compute_dtype()[0]), "cuda" if has_gpu() else "cpu"
+    dtype, device = getattr(torch, options.get("dtype") or compute_dtype()[0]), "cuda" if has_gpu() else "cpu"
     loading = trust | _quantised(options, dtype, device)
     tokenizer, _ = load_tokenizer(model_name, adapter, prompt, **trust)
     try:

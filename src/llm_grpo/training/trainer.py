@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
+from llm_grpo.planning.skipping import skip_choice
 from llm_grpo.policy import Policy, count_positions_from_mask
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
@@ -28,6 +31,8 @@ from llm_grpo.runs import Run
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
+from llm_grpo.training.skipping import ROWS_AT_ONCE_ON_A_CPU, differing, parts_of
+from llm_grpo.training.spending import Spending
 from llm_grpo.training.watching import Watch
 from llm_grpo.verification.subject import aligned
 
@@ -38,8 +43,8 @@ ROWS_SCORED = 8  # enough to tell a gap of 0.02 nats; all of a generation batch 
 
 class RecordingTrainer(GRPOTrainer):
     """TRL's trainer, unchanged in what it computes: it also times its phases, reads completions as every engine does
-    and hands them over, and keeps the log-probabilities of what transformers sampled (TRL uses them with
-    off_policy_mask_threshold).
+    and hands them over, keeps the log-probabilities of what transformers sampled (TRL uses them with
+    off_policy_mask_threshold), and with `skip` leaves out of the update what has no gradient (training/skipping.py).
 
     Its dataset holds the number of a problem and nothing else: what is asked and what rewards read comes from the
     problem itself. Arrow takes one type a column (3 beside 2.5 would be texts, or the end of the run), and Unsloth
@@ -54,13 +59,17 @@ class RecordingTrainer(GRPOTrainer):
         problems: Sequence[Problem],
         read: Callable[[Sequence[Sequence[int]]], list[Completion]],
         record: Callable[..., dict[str, float]],
+        skip: bool,
         **kwargs: Any,
     ) -> None:
-        self.problems, self._read, self._record = problems, read, record
+        self.problems, self._read, self._record, self.skip = problems, read, record, skip
+        self._spending = Spending()
         self._prepare_seconds = 0.0
         rows = Dataset.from_dict({"problem": list(range(len(problems)))})
         with told_by_trl():
             super().__init__(*args, **kwargs, train_dataset=rows)
+        at_once = self.args.per_device_train_batch_size
+        self._rows_at_once = at_once if has_gpu() else min(at_once, ROWS_AT_ONCE_ON_A_CPU)
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -82,6 +91,44 @@ class RecordingTrainer(GRPOTrainer):
             completions, _ = super()._generate_single_turn(*args, **kwargs)
         return completions, sampled.of(completions)
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        self._parts = self._handed_over() if self.skip and self.model.training else [inputs]
+        return self._parts[-1] | {"earlier": self._parts[:-1]}
+
+    def _handed_over(self) -> list[dict[str, Any]]:
+        """The parts of this micro-step, out of those micro-batches that are in its update and its generation batch."""
+        steps = self.args.steps_per_generation
+        together = math.gcd(steps, self.args.gradient_accumulation_steps)
+        first, place = divmod(self._step % steps, together)
+        window = self._buffered_inputs[first * together : (first + 1) * together]
+        pad = self.processing_class.pad_token_id
+        return parts_of(window, place, self.args.loss_type, self._rows_at_once, pad, self.accelerator.gather)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss of the last part; the earlier ones went backward already, each with its own memory given back."""
+        done = 0.0
+        for part in inputs.pop("earlier", []):
+            with self.accelerator.no_sync(model):
+                loss = self._loss_of(part, model, *args, **kwargs)
+                self.accelerator.backward(loss)
+            done += loss.detach()
+        return self._loss_of(inputs, model, *args, **kwargs) + done
+
+    def _loss_of(self, part: dict[str, Any], model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What TRL measures while it computes a loss (entropy, clip ratios) is of the rows that are updated: the names
+        say so, and a blank row is not measured."""
+        if not (self.skip and self.model.training):
+            return super().compute_loss(model, part, *args, **kwargs)
+        metrics, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        try:
+            loss = super().compute_loss(model, part, *args, **kwargs)
+        finally:
+            metrics, self._metrics["train"] = self._metrics["train"], metrics
+        for name, values in metrics.items() if part["completion_mask"].any() else ():
+            self._metrics["train"][name if name == drift.METRIC else f"updated_rows/{name}"] += values
+        return loss
+
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
         return [self.problems[row["problem"]].example for row in inputs]
 
@@ -89,14 +136,25 @@ class RecordingTrainer(GRPOTrainer):
         columns = columns_of(self._examples(inputs))
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         with self._timed("rewards"):
-            return super()._calculate_rewards(rows, *args, **kwargs)
+            self._newest_rewards = super()._calculate_rewards(rows, *args, **kwargs)
+        return self._newest_rewards
+
+    def _informative(self, rows: int) -> torch.Tensor:
+        """[rows] of this process: whether the rewards of the row's group differ."""
+        rewards, aggregation = self._newest_rewards, self.args.multi_objective_aggregation
+        groups = differing(rewards, self.reward_weights.to(rewards.device), self.num_generations, aggregation)
+        return groups.repeat_interleave(self.num_generations)[rows * self.accelerator.process_index :][:rows]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
         asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
         output = super()._generate_and_score_completions(asked)
         extra = self._agreement(output)
-        self._prepare_seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._prepare_seconds += seconds
+        output["informative"] = self._informative(len(inputs))
+        tokens = output["completion_mask"].sum(dim=1)
+        self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
         extra |= self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
@@ -130,9 +188,11 @@ class RecordingTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
-        if metrics["completion_tokens"] and metrics["step_time"]:
-            metrics["tokens_per_second"].append(sum(metrics["completion_tokens"]) / sum(metrics["step_time"]))
+        if metrics["step_time"]:
             metrics["memory_peak_gb"].append(peak_memory_gb())
+            for name, value in self._spending.metrics(metrics["step_time"]).items():
+                metrics[name].append(value)
+            self._spending = Spending()
         surprise = metrics.pop(SURPRISE, [])  # its mean is the entropy, which TRL computes exactly, Unsloth not at all
         if surprise and "entropy" not in metrics:
             metrics["entropy"] = surprise
@@ -144,6 +204,7 @@ class RecordingTrainer(GRPOTrainer):
         update = time.perf_counter() - start - self._prepare_seconds
         # TRL averages what is logged; a micro step is a share of an update.
         self._metrics["train"]["seconds/update"].append(update * self.current_gradient_accumulation_steps)
+        self._spending.updated(self._parts, update)
         return loss
 
 
@@ -166,6 +227,7 @@ def build_trainer(
         problems=problems,
         read=reading(policy),
         record=Recorder(task, run),
+        skip=skip_choice(config)[0],
     )
     if not has_gpu():
         # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the

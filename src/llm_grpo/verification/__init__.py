@@ -108,11 +108,13 @@ class Reference:
         rewards = rewards.to(device).double()
         self.advantages = formulas.advantages(rewards, settings)
         self.sensitivity = formulas.sensitivity(rewards, settings)
-        # Equal rewards: the trainer's advantages are rounding noise. What it makes of them is compared all the same.
+        # Equal rewards: the trainer's advantages are rounding noise. What it makes of them is compared all the same,
+        # unless it leaves them out: then they have to be the exact zeros.
         self.rough = 4 * self.sensitivity > TOLERANCES["float32"]["advantages"]
+        noisy = self.rough & subject.learnt_from(trainer, batch).to(device)
         self.sampled = formulas.Sampled(
             mask=batch["completion_mask"].to(device).double(),
-            advantages=torch.where(self.rough, batch["advantages"].to(self.advantages), self.advantages),
+            advantages=torch.where(noisy, batch["advantages"].to(self.advantages), self.advantages),
             old=subject.old_logps(batch, device),
             reference=reference,
             correction=subject.correction(trainer, batch, device),

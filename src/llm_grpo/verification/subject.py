@@ -68,7 +68,8 @@ def undisturbed(trainer: Any) -> Iterator[None]:
     """Dropout off, gradients cleared before and after, counters and metrics as they were."""
     model, before = trainer.model, trainer.model.training
     dropouts = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
-    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in ("_step", "_metrics", "_current_train_step_time")}
+    counters = ("_step", "_metrics", "_current_train_step_time", "_spending")
+    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in counters if hasattr(trainer, name)}
     try:
         for module in dropouts:
             module.p = 0.0
@@ -111,14 +112,18 @@ def logps(trainer: Any, batch: dict[str, Any]) -> Tensor:
 
 def update(trainer: Any, batch: dict[str, Any], settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
     """(loss, gradients) after `training_step` on every micro-batch: what the optimizer would be given."""
-    rows = len(batch["completion_ids"])
-    parts = zip(*[split(value, rows, settings.micro_batches) for value in batch.values()], strict=True)
+    rows, count = len(batch["completion_ids"]), settings.micro_batches
+    split_values = zip(*[split(value, rows, count) for value in batch.values()], strict=True)
+    kept = {name: getattr(trainer, name) for name in ("_buffered_inputs", "num_iterations")}
     trainer.current_gradient_accumulation_steps = settings.accumulation  # the training loop sets it before each update
-    trainer._prepare_inputs = lambda inputs: inputs  # the batch is there already; TRL would generate another one
+    # As in the second of two iterations over a generation batch: TRL hands out what it has and generates nothing.
+    trainer._buffered_inputs = [dict(zip(batch, values, strict=True)) for values in split_values]
+    trainer.num_iterations, trainer._step = 2, count
     try:
-        total = sum(trainer.training_step(trainer.model, dict(zip(batch, part, strict=True)), None) for part in parts)
+        total = sum(trainer.training_step(trainer.model, {}, None) for _ in range(count))
     finally:
-        del trainer._prepare_inputs
+        for name, value in kept.items():
+            setattr(trainer, name, value)
     scaler = trainer.accelerator.scaler
     scale = scaler.get_scale() if scaler is not None else 1.0
     named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
@@ -169,6 +174,12 @@ def shifted(values: Tensor, by: Tensor, batch: dict[str, Any]) -> Tensor:
     return values.scatter_add(1, columns, by.to(values))
 
 
+def learnt_from(trainer: Any, batch: dict[str, Any]) -> Tensor:
+    """[N] rows that are not left out of the update because all rewards of their group are equal (rollouts.skip)."""
+    everyone = torch.ones(len(batch["completion_ids"]), dtype=torch.bool, device=batch["completion_ids"].device)
+    return batch["informative"] if getattr(trainer, "skip", False) else everyone
+
+
 def old_logps(batch: dict[str, Any], device: torch.device) -> Tensor | None:
     old = batch.get("old_per_token_logps")
     return None if old is None else aligned(old, batch).to(device)
@@ -197,6 +208,7 @@ def working_dtype(trainer: Any) -> str:
 
 
 def computed_by(trainer: Any) -> str:
-    """The module and name of the function that the loss came from: it tells TRL's from Unsloth's."""
-    function = type(trainer).compute_loss
+    """The module and name of the function that the loss came from: it tells TRL's from Unsloth's. Ours calls it."""
+    makers = [kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind)]
+    function = next(kind.compute_loss for kind in makers if not kind.__module__.startswith("llm_grpo."))
     return f"{function.__module__}.{function.__qualname__}"
