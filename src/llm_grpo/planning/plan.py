@@ -11,6 +11,7 @@ from llm_grpo.planning.batch import explain_batch
 from llm_grpo.planning.memory import (
     TRAINED_BYTES,
     checkpoint_bytes,
+    completions_bytes,
     optimizer_bytes,
     trained_parameters,
     training_bytes,
@@ -53,6 +54,9 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
     rows.append(("memory to train", _memory(config)))
     rows.append(("disk for checkpoints", _disk(config)))
+    if batch.updates is not None:
+        size = completions_bytes(config, batch.prompts_seen * batch.num_generations)
+        rows.append(("disk for completions", f"about {size / 1e9:.2f} GB at most, compressed"))
     return rows
 
 
