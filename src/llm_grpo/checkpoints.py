@@ -30,7 +30,7 @@ MAY_CHANGE = (
     *("grpo.logging_steps", "grpo.save_steps", "grpo.save_total_limit", "grpo.max_steps", "grpo.num_train_epochs"),
     *("model.gpu_memory_utilization", "rollouts.standby", "grpo.torch_empty_cache_steps"),
 )
-LIMITS = (".workers", ".timeout_s")  # of a reward: where it runs, not what it says
+LIMITS = (".workers", ".timeout_s", ".memory_gb")  # of a reward: where it runs, not what it says
 ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not look at the number of steps
 
 
@@ -144,7 +144,8 @@ def check_unchanged(checkpoint: Checkpoint, config: Config, data: Mapping[str, s
     """A resume goes on with the same run: raises UserError with the names of what would change in its middle."""
     old, new = (dict(leaves(c.as_dict())) for c in (checkpoint.config(), config))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    fixed = [name for name in changed if not (name.startswith(MAY_CHANGE) or name.endswith(LIMITS))]
+    fixed = [name for name in changed if not name.startswith(MAY_CHANGE)]
+    fixed = [name for name in fixed if not (name.startswith("rewards.") and name.endswith(LIMITS))]
     if fixed:
         raise UserError(
             f"--resume: {', '.join(fixed)} would change in the middle of a run. Start another one (run.name=NAME)."
