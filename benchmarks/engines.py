@@ -159,7 +159,7 @@ def main() -> int:
 
 
 def report(models: dict[str, Any], args: argparse.Namespace) -> None:
-    from llm_grpo.runs import environment
+    from llm_grpo.environment import environment
 
     data = {"what": "benchmarks/engines.py", "rounds": args.rounds, "max_tokens": MAX_TOKENS, "dtype": "float32",
             **environment({}, {}), "models": models, "runs": [generation_share(run) for run in args.run]}  # fmt: skip

@@ -114,7 +114,7 @@ def unreadable(folder: Path) -> Iterator[str]:
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".jsonl":
+            elif path.suffix in (".jsonl", ".gz"):
                 list(read_jsonl(path))
             elif path.suffix == ".safetensors":
                 with safe_open(path, "np") as tensors:

@@ -42,7 +42,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.gpu_parts import WARM_UP, Part, parts  # noqa: E402
 from benchmarks.random_model import SHAPES  # noqa: E402
-from llm_grpo.runs import append_jsonl, environment, read_jsonl  # noqa: E402
+from llm_grpo.environment import environment  # noqa: E402
+from llm_grpo.files import append_jsonl, read_jsonl  # noqa: E402
 
 LEAST_S = 45  # with less left no part is begun
 

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     config = config_for(args)
     report = score_file(args, config) if args.completions else score_model(args, config)
     from llm_grpo.diagnosis.diagnoses import diagnose
+    from llm_grpo.files import write_json
     from llm_grpo.report import notices
     from llm_grpo.report.confusion import draw_confusion
     from llm_grpo.report.tables import classes_table, evaluation_table
-    from llm_grpo.runs import write_json
 
     output = Path(args.output) if args.output else default_output(args)
     diagnoses = diagnose(report)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from llm_grpo import command, runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import NotAtHandError, UserError
+from llm_grpo.files import read_json, write_json
 from llm_grpo.report import notices
 from llm_grpo.runs import Run
 
@@ -72,6 +72,10 @@ def dry_run(config: Config) -> int:
 
 def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     """The whole job; what is finished is on disk before the next thing starts."""
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
+    from llm_grpo.checkpoints import fingerprint
+    from llm_grpo.environment import made_with, resumed, write_environment
     from llm_grpo.planning.plan import check_window
     from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice
     from llm_grpo.planning.skipping import skip_choice
@@ -88,11 +92,10 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     check_window(config.model)
     choices |= {"rollouts.skip": skip_choice(config)[1]}
     task.load("train")  # a fault in the data is told before anything slow starts
-    run = runs.create(config, overwrite=overwrite, resume=resume)
-    if resume and run.summary.is_file() and runs.last_step(run) >= config.grpo["max_steps"] > 0:
-        raise UserError(
-            f"--resume: {run.folder} is finished ({runs.last_step(run)} steps). Raise grpo.max_steps to go on."
-        )
+    if resume:
+        run, checkpoint = runs.reopen(config, fingerprint(task.load))
+    else:
+        run, checkpoint = runs.create(config, overwrite=overwrite), None
     choices |= logging_choice(config, run.folder)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
@@ -107,7 +110,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         check_arguments(config, run, [reward.weight for reward in rewards])
         policy = load_policy(config)
     choices |= policy.choices
-    runs.write_environment(run, choices, hardware())
+    if checkpoint:
+        choices["--resume"] = resumed(checkpoint, made_with(policy.engine.name))
+    write_environment(run.environment, choices, hardware())
     notices.say_choices(console, choices)
 
     limits = {"train": None, "validation": config.evaluation.validation_limit, "test": config.evaluation.limit}
@@ -122,25 +127,24 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
     notices.say_choices(console, changed_in_silence(wanted, trainer.args))
 
-    if not (resume and run.before.is_file()):
-        runs.write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))
+    if not (resume and read_json(run.before)):
+        write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))
     runs.forget_replaced(run)
     try:
-        seconds, finished = optimise(trainer, watched, run, run.last_checkpoint() if resume else None)
-    finally:  # whatever happened: what was learned, and its picture
-        save_weights(policy, run.last)
+        trained = optimise(trainer, watched, run, checkpoint)
+    finally:  # whatever happened: the picture of what was learned
         draw(run)
         write_report(run)
-        console.print(f"What was learned is in {run.last}.", highlight=False, soft_wrap=True)
+        if run.last.is_dir():
+            console.print(f"What was learned is in {run.last}.", highlight=False, soft_wrap=True)
     try:
-        if finished:
-            conclude(config, policy, data["test"].problems, run, evaluate, seconds)
-            return 0
+        if trained.finished and watched.stop.number is None:
+            return conclude(config, policy, data["test"].problems, run, evaluate, trained.seconds)
         said = "Stopped."
     except KeyboardInterrupt:
         said = "Training is done, its evaluation is not."
     console.print(f"{said} {notices.again(run)}", highlight=False, markup=False, soft_wrap=True)
-    return 130
+    return watched.stop.exit_code
 
 
 def unsloth_first(config: Config) -> None:
@@ -168,30 +172,32 @@ def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable
     return run
 
 
-def conclude(
-    config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float
-) -> None:
-    """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model."""
+def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float) -> int:
+    """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model.
+
+    Returns the exit code: 1 where the merge could not be done.
+    """
     from llm_grpo.policy import load_weights
     from llm_grpo.report.page import write_report
     from llm_grpo.report.summary import say_result, summarise
 
     chosen, step = run.chosen_weights(), run.chosen_step()
     load_weights(policy, chosen)
-    before = json.loads(run.before.read_text(encoding="utf-8"))
+    before = read_json(run.before)
     after = {**evaluate(problems, "evaluating after training"), "adapter": str(chosen), "step": step}
-    runs.write_json(run.after, after)
+    write_json(run.after, after)
     summary = summarise(config, run, before, after, seconds)
-    runs.write_json(run.summary, summary)
+    write_json(run.summary, summary)
     say_result(console, run, summary, before, after)
     write_report(run)
-    merge_and_answer(config, run, chosen, problems[0])
+    merged = merge_and_answer(config, run, chosen, problems[0])
     console.print(notices.where(run))
     console.print(notices.try_next(run), soft_wrap=True, highlight=False, markup=False)
+    return 0 if merged else 1
 
 
-def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> None:
-    """16-bit weights beside what was learned; a merge that cannot be done says so and costs nothing finished."""
+def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> bool:
+    """16-bit weights beside what was learned; False where a merge cannot be done, which costs nothing finished."""
     from llm_grpo.device import has_gpu
     from llm_grpo.export import merge
     from llm_grpo.rollouts import Sampling
@@ -203,14 +209,15 @@ def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> N
     except UserError as error:
         again = f"The {run.learns} is whole. Try again with: {command.python()} src/merge.py --run {run.folder}"
         console.print(f"Not merged: {error}\n{again}", markup=False, soft_wrap=True)
-        return
+        return False
     if has_gpu():
-        return  # the policy and its vLLM engine are still in there; a second model would not fit beside them
+        return True  # the policy and its vLLM engine are still in there; a second model would not fit beside them
     with command.library_output_in(run.log):
         engine = load_engine(str(run.merged), None, None)
         answer = engine.generate([problem.messages], Sampling(config.answer_tokens("train")))[0][0].text
     said = f"{problem.example.question}\n\n{answer.strip()}\n\n(right: {problem.example.answer})"
     console.print(Panel(said, title="The merged model answers", title_align="left"), markup=False)
+    return True
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_rewards_see_the_same_values_in_training_evaluation_and_lab(data: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [literal_eval(line) for line in seen.read_text().splitlines()]
     run = runs.Run(data / "outputs" / "demo")
-    trained = [row for file in sorted(run.completions.glob("*.jsonl")) for row in runs.read_jsonl(file)]
+    trained = [row for file in run.completion_files() for row in runs.read_jsonl(file)]
     evaluated = json.loads(run.before.read_text())["items"]
     assert {row["id"] for row in rows} >= {row["id"] for row in [*trained, *evaluated]} and trained and evaluated
     for row in rows:

@@ -178,7 +178,7 @@ def test_adapter_and_merged_model_carry_the_template_and_open_with_auto_classes(
         problem = prepare(task, "test", config, tokenizer, 1).problems[0]
         told[folder.name] = render(problem.messages, tokenizer)
     assert len(set(told.values())) == 1 and told["merged"].endswith("Assistant:\n")
-    recorded = json.loads((run / "completions" / "step_000001.jsonl").read_text().splitlines()[0])
+    recorded = next(runs.read_jsonl(run / "completions" / "step_000001.jsonl.gz"))
     assert recorded["completion"], "random weights do not stop at once"
 
     merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)

@@ -12,8 +12,10 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "llm_grpo"
 LAYERS = {
-    **dict.fromkeys(["errors", "records", "config", "answers", "prompts", "diagnosis", "device", "text_files"], 0),
-    **dict.fromkeys(["rewards", "tasks", "runs", "problems"], 1),
+    **dict.fromkeys(
+        ["errors", "records", "config", "answers", "prompts", "diagnosis", "device", "text_files", "files", "lock"], 0
+    ),
+    **dict.fromkeys(["rewards", "tasks", "checkpoints", "environment", "runs", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),
     **dict.fromkeys(
         ["planning", "training", "evaluation", "report", "export", "serving", "verification", "command"], 3

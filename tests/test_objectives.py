@@ -63,7 +63,7 @@ def test_advantages_are_those_computed_by_hand(tmp_path: Path, monkeypatch: pyte
     listed = ", ".join(f"{{name: '{file}:{name}', weight: {weight}}}" for name, weight in WEIGHTS.items())
     aggregation = f"grpo.multi_objective_aggregation={by_hand.__name__}"
     _, run, _ = trained(tmp_path, f"rewards=[{listed}]", aggregation, "grpo.max_steps=1")
-    rows = list(runs.read_jsonl(run.completions / "step_000001.jsonl"))
+    rows = list(runs.read_jsonl(run.completions / "step_000001.jsonl.gz"))
     scores = [row["rewards"] for row in rows]
     assert any(row["sometimes"] is None for row in scores), "some could not be judged"
     assert [row["advantage"] for row in rows] == pytest.approx(by_hand([scores[:8], scores[8:]]), abs=1e-4)

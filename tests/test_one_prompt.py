@@ -167,7 +167,7 @@ def test_everybody_makes_the_same_prompt(quick: Trained, tmp_path: Path) -> None
 def test_a_qwen3_template_trains_and_evaluates(quick: Trained) -> None:
     metrics = list(runs.read_jsonl(quick.run.metrics))
     assert [row["step"] for row in metrics] == [1, 2] and all(row["tokens_per_second"] > 0 for row in metrics)
-    rows = list(runs.read_jsonl(quick.run.completions / "step_000001.jsonl"))
+    rows = list(runs.read_jsonl(quick.run.completions / "step_000001.jsonl.gz"))
     task, rewards = build_task("word_problems", {}), build_rewards(quick.config.rewards)
     by_id = {problem.example.id: problem for problem in quick.data.problems}
     problems = [by_id[row["id"]] for row in rows]
@@ -180,7 +180,7 @@ def test_a_qwen3_template_trains_and_evaluates(quick: Trained) -> None:
 
 def test_a_block_that_stays_open_has_no_answer(endless: Trained) -> None:
     row = next(runs.read_jsonl(endless.run.metrics))
-    rows = list(runs.read_jsonl(endless.run.completions / "step_000001.jsonl"))
+    rows = list(runs.read_jsonl(endless.run.completions / "step_000001.jsonl.gz"))
     assert row["truncated_share"] == sum(kept["truncated"] for kept in rows) / 16 > 0.5, "masked, and cut all the same"
     assert row["completion_tokens"] == sum(kept["tokens"] for kept in rows) > 16 * 3 and row["tokens_per_second"] > 0
     assert row["accuracy_lenient"] == row["format_rate"] == 0

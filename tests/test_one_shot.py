@@ -62,7 +62,7 @@ def test_training_leaves_a_run_that_says_where_its_values_came_from(one_shot) ->
     for line in ("model.name: environment MODEL_NAME", "run.name: environment RUN_NAME", "prompt.examples: file"):
         assert line in told
     assert run.summary.is_file() and (run.merged / "model.safetensors").is_file()
-    row = next(runs.read_jsonl(run.completions / "step_000002.jsonl"))
+    row = next(runs.read_jsonl(run.completions / "step_000002.jsonl.gz"))
     for label, text in (
         ("question", row["question"]),
         ("gold", row["answer"]),
@@ -75,7 +75,7 @@ def test_the_example_is_shown_and_not_trained_on(one_shot) -> None:
     run, _ = one_shot
     asked, answered = worked_examples(run.config())
     assert "<reasoning>" in answered["content"]
-    questions = [row["question"] for file in run.completions.glob("*.jsonl") for row in runs.read_jsonl(file)]
+    questions = [row["question"] for file in run.completion_files() for row in runs.read_jsonl(file)]
     assert questions and asked["content"] not in questions
 
 

@@ -11,6 +11,7 @@ from conftest import run_script
 
 from llm_grpo import runs
 from llm_grpo.config.loading import load_config
+from llm_grpo.files import write_json
 from llm_grpo.report import rollouts
 from llm_grpo.report.page import as_script, write_report
 from llm_grpo.report.svg import Line, chart
@@ -57,9 +58,9 @@ def made_run(
             for prompt in range(2) for answer in range(2)
         ]  # fmt: skip
         runs.append_jsonl(run.completions / f"step_{step:06d}.jsonl", rows)
-    runs.write_json(run.before, report_of([True, False, False], text))
+    write_json(run.before, report_of([True, False, False], text))
     if after:
-        runs.write_json(run.after, report_of([False, True, True], text))
+        write_json(run.after, report_of([False, True, True], text))
     return run
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import SMALL, TINY, run_script
 
 from llm_grpo.errors import UserError
+from llm_grpo.files import read_jsonl
 from llm_grpo.rewards import RewardError, build_reward
 
 ASKED = [
@@ -201,7 +202,7 @@ def test_it_trains_and_evaluates_and_is_missed_in_time(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(row["rewards/reward_model/std"] > 0 and row["reward_model/truncated_share"] == 0 for row in metrics)
-    row = json.loads((run / "completions" / "step_000001.jsonl").read_text().splitlines()[0])
+    row = next(read_jsonl(run / "completions" / "step_000001.jsonl.gz"))
     after = json.loads((run / "eval" / "after.json").read_text())
     assert after["rewards"]["reward_model"] == pytest.approx(
         sum(item["rewards"]["reward_model"] for item in after["items"]) / after["n"]

@@ -69,7 +69,7 @@ def test_a_second_run_of_the_name_is_refused(demo_run) -> None:
 
 def test_ctrl_c_leaves_an_adapter_and_resume_goes_on(tmp_path: Path) -> None:
     words = [sys.executable, "src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL]
-    words += ["grpo.max_steps=500", "evaluation.every_steps=0", "grpo.save_steps=1000"]
+    words += ["grpo.max_steps=24", "evaluation.every_steps=0", "grpo.save_steps=1000"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     run, deadline = tmp_path / "demo", time.monotonic() + 300
     while not ((run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") >= 2):
@@ -83,21 +83,67 @@ def test_ctrl_c_leaves_an_adapter_and_resume_goes_on(tmp_path: Path) -> None:
     stopped = max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
     assert (run / "checkpoints" / f"checkpoint-{stopped}").is_dir()
 
-    done = run_script("src/train.py", "--config", run / "config.yaml", "--resume", f"grpo.max_steps={stopped + 2}")
+    assert stopped < 24
+    done = run_script("src/train.py", "--config", run / "config.yaml", "--resume", "grpo.save_steps=20")
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in metrics] == list(range(1, stopped + 3)), "no step is missing, none stands twice"
+    assert [row["step"] for row in metrics] == list(range(1, 25)), "no step is missing, none stands twice"
     assert (
         json.loads((run / "summary.json").read_text())["train_seconds"] > sum(row["step_time"] for row in metrics) * 0.9
     )
     finished = (run / "summary.json").read_text()
     done = run_script("src/train.py", "--config", run / "config.yaml", "--resume")
     assert done.returncode == 2 and "is finished" in done.stderr and (run / "summary.json").read_text() == finished
-    (run / "summary.json").unlink()  # as if it had been interrupted in its last evaluation
+    (run / "summary.json").unlink()  # as if it had been interrupted in its last evaluation, with files half written
+    before = (run / "eval" / "before.json").read_text()
+    for torn in (run / "eval" / "before.json", run / "environment.json"):
+        torn.write_text(torn.read_text()[:100])
     done = run_script("src/train.py", "--config", run / "config.yaml", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == stopped + 2, "no step is trained twice"
-    assert json.loads((run / "summary.json").read_text())["steps"] == stopped + 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 24, "no step is trained twice"
+    assert json.loads((run / "summary.json").read_text())["steps"] == 24
+    assert json.loads((run / "eval" / "before.json").read_text())["items"] == json.loads(before)["items"]
+
+
+def test_a_reward_that_never_returns_is_left_with_all_that_was_before_it(tmp_path: Path) -> None:
+    """It swallows what is raised in it; two Ctrl-C end the run, and mended it goes on."""
+    file = tmp_path / "mine.py"
+    text = (
+        "import pathlib, time\n"
+        "def stuck(prompts, completions, trainer_state=None, **kwargs):\n"
+        "    while trainer_state and trainer_state.global_step == 2:\n"
+        "        try:\n"
+        "            pathlib.Path(__file__).with_suffix('.stuck').touch()\n"
+        "            time.sleep(60)\n"
+        "        except BaseException:\n"
+        "            pass\n"
+        "    return [float(i) for i, _ in enumerate(completions)]\n"
+    )
+    file.write_text(text)
+    words = [sys.executable, "src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL]
+    words += [f"rewards=[{{name: '{file}:stuck', workers: 0}}]", "evaluation.every_steps=0", "grpo.save_steps=1000"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not file.with_suffix(".stuck").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    second = subprocess.run([*words, "--overwrite"], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 2 and f"is being trained now, by process {process.pid}" in second.stderr
+    start = time.monotonic()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and time.monotonic() - start < 15, printed
+    run = tmp_path / "demo"
+    assert json.loads((run / "progress.json").read_text())["steps"] == 2
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    (run / "checkpoints" / "checkpoint-9").mkdir()  # as if a kill had come while a later one was written
+    file.write_text(text.replace("== 2", "== 99"))
+    done = run_script("src/train.py", "--config", run / "config.yaml", "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2 of 4, checkpoint-2; passed over checkpoint-9: has no manifest.json" in done.stdout
+    assert "; exact" in done.stdout
+    assert [row["step"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())] == [1, 2, 3, 4]
 
 
 def test_a_reward_that_fails_costs_nothing_that_was_learned(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_few_steps_train_and_everything_is_recorded(tmp_path: Path, four_bit: 
     for row in metrics:
         assert all(math.isfinite(row[name]) for name in wanted), row
         assert row["sampling/sampling_logp_difference/mean"] < 1e-4, "the policy generates from itself"
-    rows = list(runs.read_jsonl(run.completions / "step_000001.jsonl"))
+    rows = list(runs.read_jsonl(run.completions / "step_000001.jsonl.gz"))
     assert len(rows) == 16
     for start in (0, 8):
         group = rows[start : start + 8]

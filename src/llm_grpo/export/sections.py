@@ -169,10 +169,12 @@ def training(environment: Mapping[str, Any], steps: Sequence[Mapping[str, Any]])
     rows = []
     if steps:
         rows.append(["steps", str(steps[-1]["step"])])
-    if steps and all("step_time" in row for row in steps):
-        rows.append(["hours of training", f"{sum(row['step_time'] for row in steps) / 3600:.2g}"])
-    if steps and all("completion_tokens" in row for row in steps):
-        rows.append(["tokens generated in training", f"{sum(row['completion_tokens'] for row in steps):,.0f}"])
+    for name, key, unit, form in (
+        ("hours of training", "step_time", 3600, ".2g"),
+        ("tokens generated in training", "completion_tokens", 1, ",.0f"),
+    ):
+        if counted := [row[key] for row in steps if row.get(key) is not None]:  # a batch that is used again has none
+            rows.append([name, f"{sum(counted) / unit:{form}}"])
     if environment:
         memory = f", {environment['gpu_memory_gb']} GB" if environment.get("gpu_memory_gb") else ""
         machine = f"{environment['gpu']}{memory}" if environment.get("gpu") else f"{environment['cpus']} CPU cores"

@@ -11,6 +11,7 @@ from llm_grpo.planning.batch import Batch, explain_batch
 from llm_grpo.planning.memory import (
     TRAINED_BYTES,
     checkpoint_bytes,
+    completions_bytes,
     optimizer_bytes,
     trained_parameters,
     training_bytes,
@@ -55,6 +56,9 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
     rows.append(("rows that teach nothing", skip_choice(config)[1]))
     rows.append(("memory to train", _memory(config)))
     rows.append(("disk for checkpoints", _disk(config)))
+    if batch.updates is not None:
+        size = completions_bytes(config, batch.prompts_seen * batch.num_generations)
+        rows.append(("disk for completions", f"about {size / 1e9:.2f} GB at most, compressed"))
     return rows
 
 

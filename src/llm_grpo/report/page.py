@@ -16,10 +16,11 @@ from markupsafe import Markup
 from llm_grpo.config.dotted import leaves
 from llm_grpo.diagnosis.diagnoses import diagnose
 from llm_grpo.evaluation.comparison import compare
+from llm_grpo.files import read_json, read_jsonl, write_text
 from llm_grpo.report.rollouts import shown_groups
 from llm_grpo.report.svg import Line, bars, chart
 from llm_grpo.report.tables import NAMES, p_value, share
-from llm_grpo.runs import Run, read_jsonl, write_text
+from llm_grpo.runs import Run
 
 HERE = Path(__file__).parent
 MOST_ITEMS = 40  # items gained and lost that are shown, each; and completions a reward failed on or was slow with
@@ -79,7 +80,7 @@ def _facts(run: Run) -> dict[str, Any]:
     for row in rows:
         if row.get("frac_reward_zero_std") is not None:
             row.setdefault("informative_share", 1 - row["frac_reward_zero_std"])
-    before, after, summary = (_json(path) for path in (run.before, run.after, run.summary))
+    before, after, summary = (read_json(path) for path in (run.before, run.after, run.summary))
     groups, total = shown_groups(run, config.rewards)
     return {
         "name": config.run.name,
@@ -95,18 +96,11 @@ def _facts(run: Run) -> dict[str, Any]:
         "changed": _changed(before, after) if before and after else [],
         "diagnoses": summary["diagnoses"] if summary else diagnose(before, rows) if before else [],
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
-        "environment": list(leaves(_json(run.environment) or {})),
+        "environment": list(leaves(read_json(run.environment) or {})),
         "troubles": list(islice(read_jsonl(run.reward_troubles), MOST_ITEMS)),
         "groups": groups,
         "groups_in_all": total,
     }
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # not written yet, or torn by a crash: the rest is shown
 
 
 def _charts(runs: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -164,7 +158,7 @@ def _differences(run: Run, other: Run) -> dict[str, Any]:
     names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     rows = zip(read_jsonl(run.metrics), read_jsonl(other.metrics), strict=False)
     parted = next((a["step"] for a, b in rows if any(a.get(key) != b.get(key) for key in ("reward", "loss"))), None)
-    ends = _json(run.after), _json(other.after)
+    ends = read_json(run.after), read_json(other.after)
     paired = None
     if all(ends) and {item["id"] for item in ends[0]["items"]} == {item["id"] for item in ends[1]["items"]}:
         paired = compare(*ends)

@@ -20,9 +20,12 @@ def shown_groups(run: Run, rewards: Sequence[RewardSpec]) -> tuple[list[dict[str
 
     Where not all fit, whole steps are taken evenly over the run, the first and the last among them.
     """
-    files = sorted(run.completions.glob("step_*.jsonl"))
-    sizes = [file.stat().st_size for file in files]
-    share = min(1.0, BUDGET_BYTES / max(1, sum(sizes)))
+    files = run.completion_files()
+    if not files:
+        return [], 0
+    sizes = [file.stat().st_size for file in files]  # they are compressed, by as much as the first
+    unpacked = sum(len(json.dumps(row, ensure_ascii=False).encode()) for row in read_jsonl(files[0])) / max(1, sizes[0])
+    share = min(1.0, BUDGET_BYTES / max(1, unpacked * sum(sizes)))
     count = max(2, int(len(files) * share))
     chosen = {round(i * (len(files) - 1) / (count - 1)) for i in range(count)}
     groups, total, used = [], 0, 0

@@ -24,6 +24,7 @@ def crash_told() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in said:
             raise
         raise UserError(
-            f"Generation ran out of memory ({said}). Lower grpo.max_completion_length, the completions per generation "
-            "(grpo.per_device_train_batch_size, grpo.steps_per_generation), or model.gpu_memory_utilization."
+            f"Generation ran out of memory ({said}). Lower model.gpu_memory_utilization and go on with --resume; "
+            "or, in a new run, grpo.max_completion_length or the completions per generation "
+            "(grpo.per_device_train_batch_size, grpo.steps_per_generation)."
         ) from error

@@ -47,7 +47,7 @@ class Recorder:
     ) -> dict[str, float]:
         """examples: one per completion; logs: TRL's, with its newest rewards and advantages."""
         rows = self._rows(step, examples, completions, logs)
-        runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl", rows)
+        runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl.gz", rows)
         return {
             "accuracy": _share(rows, "strict"),
             "accuracy_lenient": _share(rows, "lenient"),

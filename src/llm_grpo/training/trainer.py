@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
@@ -15,15 +15,17 @@ from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be 
 import torch  # isort: skip
 from datasets import Dataset  # isort: skip
 from transformers.trainer_callback import PrinterCallback  # isort: skip
-from trl import GRPOTrainer  # isort: skip
 
-from llm_grpo import runs
+from llm_grpo import checkpoints, runs
+from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
+from llm_grpo.environment import made_with
 from llm_grpo.errors import UserError
+from llm_grpo.files import write_json
 from llm_grpo.planning.skipping import skip_choice
-from llm_grpo.policy import Policy, count_positions_from_mask
+from llm_grpo.policy import Policy, count_positions_from_mask, load_weights, save_weights
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
@@ -31,6 +33,7 @@ from llm_grpo.runs import Run
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
+from llm_grpo.training.resuming import ResumingTrainer, train_seconds
 from llm_grpo.training.skipping import ROWS_AT_ONCE_ON_A_CPU, differing, parts_of
 from llm_grpo.training.spending import Spending
 from llm_grpo.training.watching import Watch
@@ -41,7 +44,7 @@ SCORED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 ROWS_SCORED = 8  # enough to tell a gap of 0.02 nats; all of a generation batch would cost a forward pass of the update
 
 
-class RecordingTrainer(GRPOTrainer):
+class RecordingTrainer(ResumingTrainer):
     """TRL's trainer, unchanged in what it computes: it also times its phases, reads completions as every engine does
     and hands them over, keeps the log-probabilities of what transformers sampled (TRL uses them with
     off_policy_mask_threshold), and with `skip` leaves out of the update what has no gradient (training/skipping.py).
@@ -228,6 +231,12 @@ def build_trainer(
         read=reading(policy),
         record=Recorder(task, run),
         skip=skip_choice(config)[0],
+        policy=policy,
+        facts={
+            "config": config.as_dict(),
+            "data": checkpoints.fingerprint(task.load),
+            "made_with": made_with(policy.engine.name),
+        },
     )
     if not has_gpu():
         # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the
@@ -243,32 +252,61 @@ def build_trainer(
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
+    trainer.validation = watch.validation
     handler = trainer.callback_handler
     handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
     return trainer
 
 
-def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Path | None) -> tuple[float, bool]:
-    """GRPO itself: (seconds of training, validation left out, earlier sessions included; whether all steps were done).
+@dataclass(frozen=True)
+class Trained:
+    """How far a run is: updates done, of how many, and the seconds they took (validation and saving left out)."""
 
-    An interrupt or an error leaves what there is: the caller saves the adapter; checkpoints are on disk.
+    steps: int
+    planned: int
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        return self.steps >= self.planned > 0
+
+
+def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Checkpoint | None) -> Trained:
+    """GRPO itself. However it ends, what was learned is in the run's folder then, with a checkpoint of the last step.
+
+    Nothing is overwritten before the policy is seen to hold what the checkpoint holds. Raises UserError.
     """
     if checkpoint is not None:
-        runs.forget_after(run, int(checkpoint.name.rpartition("-")[2]))
-    earlier = sum(row["step_time"] for row in runs.read_jsonl(run.metrics)) * trainer.args.logging_steps
-    start = time.perf_counter()
+        load_weights(trainer.policy, checkpoint.folder)
+        runs.forget_after(run, checkpoint.step)
+        if checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left to do
+            return _written(
+                trainer.policy, run, Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint))
+            )
+
+    def keep() -> Trained:
+        state = trainer.state
+        trained = Trained(state.global_step, state.max_steps, trainer.train_seconds)
+        if trained.planned:  # else it did not get as far as the first step
+            _written(trainer.policy, run, trained)
+        if not trained.finished:
+            trainer.rescue()
+        return trained
+
     try:
-        if checkpoint is not None and runs.last_step(run) >= trainer.args.max_steps > 0:
-            trainer._load_from_checkpoint(str(checkpoint))  # only what follows the training is left to do
-            return earlier, True
-        with watch.stop.listening():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with watch.stop.listening(keep):
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     except KeyboardInterrupt:
-        watch.stop.asked = True
-    except UserError:  # a faulty reward: the steps before it were sound
-        if trainer.state.global_step:
-            trainer._save_checkpoint(trainer.model, trial=None)
-        raise
+        pass
+    except SystemExit as error:
+        raise UserError(f"Something in the run called sys.exit({error.code}); that is no end of a training.") from error
     finally:
         watch.bar.bar.stop()
-    return earlier + time.perf_counter() - start - watch.validation.seconds, not watch.stop.asked
+        trained = keep()
+    return trained
+
+
+def _written(policy: Policy, run: Run, trained: Trained) -> Trained:
+    save_weights(policy, run.last)
+    write_json(run.progress, {**asdict(trained), "finished": trained.finished})
+    return trained
