@@ -104,7 +104,8 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         from llm_grpo.report.curves import draw
         from llm_grpo.report.page import write_report
         from llm_grpo.training.arguments import changed_in_silence, check_arguments, wanted_arguments
-        from llm_grpo.training.trainer import build_trainer, optimise
+        from llm_grpo.training.optimising import optimise
+        from llm_grpo.training.trainer import build_trainer
         from llm_grpo.training.watching import watch
 
         check_arguments(config, run, [reward.weight for reward in rewards])

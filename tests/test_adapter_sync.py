@@ -26,7 +26,8 @@ from llm_grpo.rollouts.adapter_sync import AdapterSync, first_seed, generate_wit
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.transformers import TransformersEngine
 from llm_grpo.tasks import build_task
-from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.optimising import optimise
+from llm_grpo.training.trainer import build_trainer
 from llm_grpo.training.watching import DriftWarning, watch
 
 pytestmark = pytest.mark.skipif(

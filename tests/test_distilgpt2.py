@@ -22,7 +22,8 @@ from llm_grpo.rollouts import Sampling
 from llm_grpo.rollouts.loading import _wanted
 from llm_grpo.rollouts.transformers import load_engine
 from llm_grpo.tasks import build_task
-from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.optimising import optimise
+from llm_grpo.training.trainer import build_trainer
 from llm_grpo.training.watching import watch
 
 POSITIONS = 640

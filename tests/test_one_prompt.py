@@ -37,7 +37,8 @@ from llm_grpo.rollouts.reading import Reader
 from llm_grpo.rollouts.transformers import load_engine
 from llm_grpo.serving.model import served
 from llm_grpo.tasks import build_task
-from llm_grpo.training.trainer import RecordingTrainer, build_trainer, optimise
+from llm_grpo.training.optimising import optimise
+from llm_grpo.training.trainer import RecordingTrainer, build_trainer
 from llm_grpo.training.watching import watch
 
 QWEN3 = """{%- for m in messages %}

@@ -26,8 +26,9 @@ from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.policy import load_policy, load_weights, save_weights
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.tasks import build_task
+from llm_grpo.training.optimising import Trained, optimise
 from llm_grpo.training.recording import Recorder
-from llm_grpo.training.trainer import Trained, build_trainer, optimise
+from llm_grpo.training.trainer import build_trainer
 from llm_grpo.training.watching import watch
 
 SMALL = [

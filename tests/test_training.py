@@ -21,7 +21,8 @@ from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rewards.guarding import RewardError
 from llm_grpo.tasks import build_task
 from llm_grpo.training.arguments import changed_in_silence, check_arguments, grpo_arguments, wanted_arguments
-from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.optimising import optimise
+from llm_grpo.training.trainer import build_trainer
 from llm_grpo.training.watching import watch
 
 STEPS = [

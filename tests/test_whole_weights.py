@@ -27,7 +27,8 @@ from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.rollouts import choose_engine
 from llm_grpo.tasks import build_task
 from llm_grpo.tasks.word_problems import word_problems
-from llm_grpo.training.trainer import build_trainer, optimise
+from llm_grpo.training.optimising import optimise
+from llm_grpo.training.trainer import build_trainer
 from llm_grpo.training.watching import watch
 
 QA = ROOT / "configs" / "qa_llama1b.yaml"

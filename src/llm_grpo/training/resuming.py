@@ -31,7 +31,7 @@ from llm_grpo.training.watching import Validation
 
 # Plain values of the trainer that a step leaves behind and the next one reads. Whoever adds a counter adds its name.
 COUNTERS = ("_step", "_current_train_step_time", "_total_loss_scalar", "_globalstep_last_logged", "entropy_coef",
-            "_last_world_entropy", "train_seconds")  # fmt: skip
+            "_last_world_entropy", "train_seconds", "spent")  # fmt: skip
 
 
 class ResumingTrainer(GRPOTrainer):

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
@@ -16,16 +15,13 @@ import torch  # isort: skip
 from datasets import Dataset  # isort: skip
 from transformers.trainer_callback import PrinterCallback  # isort: skip
 
-from llm_grpo import checkpoints, runs
-from llm_grpo.checkpoints import Checkpoint
+from llm_grpo import checkpoints
 from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.environment import made_with
-from llm_grpo.errors import UserError
-from llm_grpo.files import write_json
 from llm_grpo.planning.skipping import skip_choice
-from llm_grpo.policy import Policy, count_positions_from_mask, load_weights, save_weights
+from llm_grpo.policy import Policy, count_positions_from_mask
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
@@ -33,7 +29,7 @@ from llm_grpo.runs import Run
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
-from llm_grpo.training.resuming import ResumingTrainer, train_seconds
+from llm_grpo.training.resuming import ResumingTrainer
 from llm_grpo.training.skipping import ROWS_AT_ONCE_ON_A_CPU, differing, parts_of
 from llm_grpo.training.spending import Spending
 from llm_grpo.training.watching import Watch
@@ -201,6 +197,15 @@ class RecordingTrainer(ResumingTrainer):
             metrics["entropy"] = surprise
         super().log(logs, start_time)
 
+    @property
+    def spent(self) -> dict[str, Any]:
+        """What has been counted since the last log, as a checkpoint keeps it."""
+        return dict(vars(self._spending))
+
+    @spent.setter
+    def spent(self, counts: dict[str, Any]) -> None:
+        vars(self._spending).update(counts)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start, self._prepare_seconds = time.perf_counter(), 0.0
         loss = super().training_step(*args, **kwargs)
@@ -256,57 +261,3 @@ def build_trainer(
     handler = trainer.callback_handler
     handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
     return trainer
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How far a run is: updates done, of how many, and the seconds they took (validation and saving left out)."""
-
-    steps: int
-    planned: int
-    seconds: float
-
-    @property
-    def finished(self) -> bool:
-        return self.steps >= self.planned > 0
-
-
-def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Checkpoint | None) -> Trained:
-    """GRPO itself. However it ends, what was learned is in the run's folder then, with a checkpoint of the last step.
-
-    Nothing is overwritten before the policy is seen to hold what the checkpoint holds. Raises UserError.
-    """
-    if checkpoint is not None:
-        load_weights(trainer.policy, checkpoint.folder)
-        runs.forget_after(run, checkpoint.step)
-        if checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left to do
-            return _written(
-                trainer.policy, run, Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint))
-            )
-
-    def keep() -> Trained:
-        state = trainer.state
-        trained = Trained(state.global_step, state.max_steps, trainer.train_seconds)
-        if trained.planned:  # else it did not get as far as the first step
-            _written(trainer.policy, run, trained)
-        if not trained.finished:
-            trainer.rescue()
-        return trained
-
-    try:
-        with watch.stop.listening(keep):
-            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    except KeyboardInterrupt:
-        pass
-    except SystemExit as error:
-        raise UserError(f"Something in the run called sys.exit({error.code}); that is no end of a training.") from error
-    finally:
-        watch.bar.bar.stop()
-        trained = keep()
-    return trained
-
-
-def _written(policy: Policy, run: Run, trained: Trained) -> Trained:
-    save_weights(policy, run.last)
-    write_json(run.progress, {**asdict(trained), "finished": trained.finished})
-    return trained

@@ -1,0 +1,69 @@
+"""GRPO from its first step, or a checkpoint, to wherever it ends, with what was learned in the run's folder then."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from llm_grpo import runs
+from llm_grpo.checkpoints import Checkpoint
+from llm_grpo.errors import UserError
+from llm_grpo.files import write_json
+from llm_grpo.policy import Policy, load_weights, save_weights
+from llm_grpo.runs import Run
+from llm_grpo.training.resuming import train_seconds
+from llm_grpo.training.trainer import RecordingTrainer
+from llm_grpo.training.watching import Watch
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How far a run is: updates done, of how many, and the seconds they took (validation and saving left out)."""
+
+    steps: int
+    planned: int
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        return self.steps >= self.planned > 0
+
+
+def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Checkpoint | None) -> Trained:
+    """GRPO itself. However it ends, what was learned is in the run's folder then, with a checkpoint of the last step.
+
+    Nothing is overwritten before the policy is seen to hold what the checkpoint holds. Raises UserError.
+    """
+    if checkpoint is not None:
+        load_weights(trainer.policy, checkpoint.folder)
+        runs.forget_after(run, checkpoint.step)
+        if checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left to do
+            return _written(
+                trainer.policy, run, Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint))
+            )
+
+    def keep() -> Trained:
+        state = trainer.state
+        trained = Trained(state.global_step, state.max_steps, trainer.train_seconds)
+        if trained.planned:  # else it did not get as far as the first step
+            _written(trainer.policy, run, trained)
+        if not trained.finished:
+            trainer.rescue()
+        return trained
+
+    try:
+        with watch.stop.listening(keep):
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    except KeyboardInterrupt:
+        pass
+    except SystemExit as error:
+        raise UserError(f"Something in the run called sys.exit({error.code}); that is no end of a training.") from error
+    finally:
+        watch.bar.bar.stop()
+        trained = keep()
+    return trained
+
+
+def _written(policy: Policy, run: Run, trained: Trained) -> Trained:
+    save_weights(policy, run.last)
+    write_json(run.progress, {**asdict(trained), "finished": trained.finished})
+    return trained
