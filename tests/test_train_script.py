@@ -155,7 +155,7 @@ def test_a_reward_that_fails_costs_nothing_that_was_learned(tmp_path: Path) -> N
         "    return [float(i) for i, _ in enumerate(completions)] if len(calls) < 4 else ['?'] * len(completions)\n"
     )
     words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL, "evaluation.every_steps=0"]
-    done = run_script("src/train.py", *words, "grpo.save_steps=1000", f"rewards=[{{name: '{file}:moody'}}]")
+    done = run_script("src/train.py", *words, "grpo.save_steps=1000", f"rewards=[{{name: '{file}:moody', workers: 0}}]")
     assert done.returncode == 2 and "moody" in done.stderr and "step" in done.stderr, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "demo" / "adapter" / "adapter_model.safetensors").is_file()
