@@ -39,7 +39,7 @@ SMALL = [
     "evaluation.every_steps=2",
 ]
 ALIVE = []
-TIMES = re.compile(r"time$|second|memory_peak_gb")
+TIMES = re.compile(r"time$|second|memory_peak_gb|wasted_share")
 
 
 def train(config: Config, run: runs.Run, checkpoint=None) -> Trained:

@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.planning.skipping import LOSS_TYPES, skip_choice
+from llm_grpo.policy import Policy
 from llm_grpo.records import Completion, Example, Problem
 from llm_grpo.training import skipping
 from llm_grpo.training.skipping import differing, parts_of
@@ -37,7 +38,7 @@ def recording(train_dataset: Dataset, skip: bool = True, **options: object) -> R
     problems = [Problem(example, tuple(example.prompt)) for example in examples]
     return RecordingTrainer(
         **options, problems=problems, read=lambda ids: [Completion(str(row), len(row), False) for row in ids],
-        record=lambda *_: {}, skip=skip,
+        record=lambda *_: {}, skip=skip, policy=Policy(options["model"], options["processing_class"], None, {}), facts={},
     )  # fmt: skip
 
 
