@@ -57,23 +57,16 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument("--config", metavar="YAML", help="task, prompt and rewards (default: those of --run)")
     command.add_model_arguments(parser)
-    parser.add_argument(
-        "--completions", metavar="FILE", help='score JSONL lines {"id": ..., "completion": ...} instead of a model'
-    )
+    completions = 'score JSONL lines {"id": ..., "completion": ...} instead of a model'
+    parser.add_argument("--completions", metavar="FILE", help=completions)
     parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="the paired table of two evaluations")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="the first N problems (default: evaluation.limit; all with --completions)",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=1, metavar="K", help="besides the greedy answer: avg@K, maj@K, pass@K"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help="where the JSON goes (default: the run's eval/, or outputs/eval/)"
-    )
+    limit = "the first N problems (default: evaluation.limit; all with --completions)"
+    parser.add_argument("--limit", type=int, metavar="N", help=limit)
+    samples = "besides the greedy answer: avg@K, maj@K, pass@K"
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help=samples)
+    output = "where the JSON goes (default: the run's eval/, or outputs/eval/)"
+    parser.add_argument("--output", metavar="FILE", help=output)
     command.add_overrides(parser)
     return parser
 

@@ -78,16 +78,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--system", type=str, metavar="TEXT", help=system)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument("--top_p", type=float, default=0.95, help="default %(default)s")
-    parser.add_argument(
-        "--max_tokens", type=int, help=f"default {USUAL_MAX_TOKENS}, or what the longest prompt leaves of the window"
-    )
+    usual = f"default {USUAL_MAX_TOKENS}, or what the longest prompt leaves of the window"
+    parser.add_argument("--max_tokens", type=int, help=usual)
     parser.add_argument("--n", type=int, default=1, help="answers per prompt (default %(default)s)")
     parser.add_argument("--seed", type=int, help="the same seed repeats the answers")
     parser.add_argument("--output", metavar="FILE", help="write JSONL, line by line, instead of showing the answers")
     parser.add_argument("--resume", action="store_true", help="go on with an --output that is not complete")
-    parser.add_argument(
-        "--log", default="outputs/libraries.log", help="where the libraries' own output goes (%(default)s)"
-    )
+    log = "where the libraries' own output goes (%(default)s)"
+    parser.add_argument("--log", default="outputs/libraries.log", help=log)
     return parser
 
 

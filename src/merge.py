@@ -75,20 +75,16 @@ def merge_with_bar(job: Job, dtype: str, overwrite: bool) -> None:
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("merging")
-        report = merge(
-            job.adapter,
-            job.output,
-            job.base,
-            dtype,
-            lambda done, total: bar.update(line, completed=done, total=total),
-            revision=job.revision,
-            overwrite=overwrite,
-        )
+
+        def on_done(done: int, total: int) -> None:
+            bar.update(line, completed=done, total=total)
+
+        how = {"revision": job.revision, "overwrite": overwrite}
+        report = merge(job.adapter, job.output, job.base, dtype, on_done, **how)
     changed = f"Merged {job.adapter} into {report.base}: {report.merged_tensors} of {report.tensors} tensors changed"
     done = changed if report.merged_tensors else f"{job.adapter} is a whole model, there was nothing to merge: written"
-    console.print(
-        f"{done}, {report.bytes_written / 1e9:.3f} GB in {report.seconds:.1f} s. Weights: {report.dtype_reason}."
-    )
+    took = f"{report.bytes_written / 1e9:.3f} GB in {report.seconds:.1f} s"
+    console.print(f"{done}, {took}. Weights: {report.dtype_reason}.")
     if report.untied:
         console.print("Input and output embeddings, one tensor in the base, are two here: the adapter changes one.")
     console.print(f"It lies in {report.output_dir}. Open it:")
@@ -111,17 +107,12 @@ def prove(job: Job, args: argparse.Namespace) -> list[str]:
     else:
         # The libraries' own output goes to a file meanwhile; what we say does not.
         with os.fdopen(os.dup(sys.stdout.fileno()), "w") as screen, command.library_output_in(job.run.log):
-            found = proofs.prove(
-                job.config,
-                job.adapter,
-                original(job.base),
-                job.output,
-                args.proof_limit,
-                job.revision,
-                lambda step: print(
-                    f"Proof on {args.proof_limit} held-out prompts: {step} ...", file=screen, flush=True
-                ),
-            )
+
+            def say(step: str) -> None:
+                print(f"Proof on {args.proof_limit} held-out prompts: {step} ...", file=screen, flush=True)
+
+            of = (job.config, job.adapter, original(job.base), job.output)
+            found = proofs.prove(*of, args.proof_limit, job.revision, say)
     for line in proofs.lines(found):
         console.print(line)
     return found["failures"]

@@ -122,8 +122,9 @@ def test_a_broken_run_keeps_what_it_had_and_goes_on(tmp_path: Path) -> None:
     prompts.write_text("".join(rows))
     assert run_script("src/infer.py", *words).returncode == 0
     whole = output.read_text()
-    output.write_text(whole[: whole.index("\n", len(whole) // 2) + 30])  # a kill in the middle of a line
-    kept = output.read_text().rpartition("\n")[0]
+    cut = whole[: whole.index("\n", len(whole) // 2) + 30]
+    output.write_bytes(cut.encode() + b"\xc3")  # a kill in the middle of a line, and of a character
+    kept = cut.rpartition("\n")[0]
     done = run_script("src/infer.py", *words, "--resume")
     assert done.returncode == 0 and output.read_text() == whole and whole.startswith(kept), done.stderr
     assert run_script("src/infer.py", *words).returncode == 2, "without --resume nothing is written over"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_grpo.errors import NotAtHandError, UserError
+from llm_grpo.errors import NotAtHandError, UserError, first_line
 from llm_grpo.records import Task
 from llm_grpo.tasks.readers import Row
 from llm_grpo.tasks.table import Source, table_task, with_table_arguments
@@ -70,12 +70,8 @@ def read_hub(place: HubSplit, way_out: str = WAY_OUT) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(place.path, place.name, **given)
     except OSError as error:  # no network, no such data set, no right to it
-        raise NotAtHandError(f"{place.path} cannot be had from the Hub ({_first_line(error)}). {way_out}") from error
+        raise NotAtHandError(f"{place.path} cannot be had from the Hub ({first_line(error)}). {way_out}") from error
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no such split, say
-        raise UserError(f"{place.path}: datasets cannot read split '{place.split}' ({_first_line(error)}).") from error
+        raise UserError(f"{place.path}: datasets cannot read split '{place.split}' ({first_line(error)}).") from error
     for number, row in enumerate(rows, start=1):
         yield Row(f"{place.path}/{place.split}", number, row)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
