@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_grpo.errors import UserError
+from llm_grpo.files import append_jsonl
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Engine, Sampling, token_ids
-from llm_grpo.runs import append_jsonl
 from llm_grpo.text_files import json_lines, open_json_lines, read_text
 
 AT_A_TIME = {"vllm": 256, "transformers": 64}  # prompts that are answered before their answers are written
