@@ -93,7 +93,6 @@ def list_rewards(args: argparse.Namespace) -> int:
 
 
 def score_rewards(args: argparse.Namespace) -> int:
-    from llm_grpo.report.lab import tally_table
     from llm_grpo.rewards.scoring import score_file
 
     names = [name.strip() for name in args.rewards.split(",") if name.strip()]
@@ -106,6 +105,8 @@ def score_rewards(args: argparse.Namespace) -> int:
     strict = {name: {"max_failed": 0.0} if ".py" in name else {} for name in names}  # here the first failure is news
     rewards = {name: build_reward(name, settings[name], **strict[name]) for name in names}
     tally = score_file(rewards, args.input.expanduser(), args.output.expanduser())
+    from llm_grpo.report.lab import tally_table  # behind the mistakes, which are told at once
+
     said = f"{tally.lines} lines, {tally.without_answer} of them without an answer, in {args.output}"
     _console().print(tally_table(tally), said)
     return 0
