@@ -223,7 +223,7 @@ def test_completions_made_elsewhere_are_read_alike(tmp_path: Path) -> None:
     right = f"<reasoning>\nSo.\n</reasoning>\n<answer>\n{example.answer}\n</answer>"
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"id": example.id, "completion": f"<think>\nno\n</think>\n{right}"}) + "\n")
-    args = argparse.Namespace(completions=str(file), split="test", limit=1)
+    args = argparse.Namespace(completions=str(file), split="test", limit=1, run=None)
     for thinking, strict in (("apart", 1.0), ("answer", 0.0)):
         config = load_config(ROOT / "configs" / "demo.yaml", [f"prompt.thinking={thinking}"], environment={})
         report = eval_script.score_file(args, config)
