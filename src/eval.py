@@ -9,7 +9,6 @@ python src/eval.py --compare outputs/demo/eval/before.json outputs/demo/eval/aft
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from llm_grpo import command
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
-from llm_grpo.text_files import open_json_lines, read_text
 
 console = command.console()
 
@@ -35,12 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     config = config_for(args)
     report = score_file(args, config) if args.completions else score_model(args, config)
     from llm_grpo.diagnosis.diagnoses import diagnose
+    from llm_grpo.evaluation.files import new_report
     from llm_grpo.files import write_json
     from llm_grpo.report import notices
     from llm_grpo.report.confusion import draw_confusion
     from llm_grpo.report.tables import classes_table, evaluation_table
 
-    output = Path(args.output) if args.output else default_output(args)
+    folder = Path(args.run) / "eval" if args.run else Path("outputs/eval")
+    output = Path(args.output) if args.output else new_report(folder, args.split)
     diagnoses = diagnose(report)
     write_json(output, {**report, "diagnoses": diagnoses})
     console.print(evaluation_table(report, f"{report['what']}: {report['n']} problems of the {args.split} split"))
@@ -57,23 +57,16 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument("--config", metavar="YAML", help="task, prompt and rewards (default: those of --run)")
     command.add_model_arguments(parser)
-    parser.add_argument(
-        "--completions", metavar="FILE", help='score JSONL lines {"id": ..., "completion": ...} instead of a model'
-    )
+    completions = 'score JSONL lines {"id": ..., "completion": ...} instead of a model'
+    parser.add_argument("--completions", metavar="FILE", help=completions)
     parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="the paired table of two evaluations")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="the first N problems (default: evaluation.limit; all with --completions)",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=1, metavar="K", help="besides the greedy answer: avg@K, maj@K, pass@K"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help="where the JSON goes (default: the run's eval/, or outputs/eval/)"
-    )
+    limit = "the first N problems (default: evaluation.limit; all with --completions)"
+    parser.add_argument("--limit", type=int, metavar="N", help=limit)
+    samples = "besides the greedy answer: avg@K, maj@K, pass@K"
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help=samples)
+    output = "where the JSON goes (default: the run's eval/, or outputs/eval/)"
+    parser.add_argument("--output", metavar="FILE", help=output)
     command.add_overrides(parser)
     return parser
 
@@ -116,6 +109,7 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Completions made elsewhere, matched by id; a problem without one counts as wrong. Raises UserError."""
     from llm_grpo.answers.thinking import thought_of
+    from llm_grpo.evaluation.files import read_completions
     from llm_grpo.evaluation.scoring import report_on, score
     from llm_grpo.problems import build_rewards
     from llm_grpo.records import Completion, Problem
@@ -141,60 +135,18 @@ def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     return {"what": what, "split": args.split, **report, "mean_tokens": None, "truncated_share": None}
 
 
-def read_completions(path: Path) -> dict[str, str]:
-    """{id: completion} of a JSONL file. Raises UserError by file and line."""
-    if not path.is_file():
-        raise UserError(f"--completions: there is no file {path}.")
-    texts: dict[str, str] = {}
-    for number, line in enumerate(read_text(open_json_lines(path)).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["id"], row["completion"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f'{path}:{number}: needs JSON with "id" and "completion".') from None
-        if not isinstance(name, str) or not isinstance(text, str) or name in texts:
-            raise UserError(f"{path}:{number}: id and completion must be texts, and each id stands once.")
-        texts[name] = text
-    if not texts:
-        raise UserError(f"{path} holds no completions.")
-    return texts
-
-
 def show_comparison(first: str, second: str) -> int:
     """The paired table, and the items gained and lost with their texts."""
     from llm_grpo.evaluation.comparison import compare
+    from llm_grpo.evaluation.files import read_report
     from llm_grpo.report.tables import changed_items, comparison_table
 
-    before, after = read_report(first), read_report(second)
+    before, after = read_report(Path(first)), read_report(Path(second))
     paired = compare(before, after)
     console.print(comparison_table(before, after, paired, f"{paired['n']} problems: {first} against {second}"))
     for name in ("gained", "lost"):
         console.print(changed_items(before, after, paired[f"{name}_items"], name))
     return 0
-
-
-def read_report(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise UserError(f"--compare: there is no file {path}.")
-    rates = ("strict_accuracy", "lenient_accuracy", "format_rate")
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        [report[f"{rate}{kind}"] for rate in rates for kind in ("", "_ci95")]
-        [(i["id"], i["answer"], i["strict"], i["lenient"]) for i in report["items"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not an evaluation written by src/eval.py or src/train.py.") from None
-    return report
-
-
-def default_output(args: argparse.Namespace) -> Path:
-    """A new name each time: nothing finished is overwritten."""
-    folder = Path(args.run) / "eval" if args.run else Path("outputs/eval")
-    number = 1
-    while (folder / f"{args.split}-{number}.json").exists():
-        number += 1
-    return folder / f"{args.split}-{number}.json"
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ cat prompts.jsonl | python src/infer.py --model outputs/demo/merged --prompts - 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,28 +19,28 @@ from rich.panel import Panel
 
 from llm_grpo import command
 from llm_grpo.errors import UserError
+from llm_grpo.prompts import with_system
 from llm_grpo.records import Completion, Message
-from llm_grpo.text_files import open_json_lines, read_text
 
 if TYPE_CHECKING:
     from llm_grpo.rollouts import Engine, Sampling
 
 console = command.console()
 USUAL_MAX_TOKENS = 1024  # where --max_tokens is not given and the window has room
-AT_A_TIME = {"vllm": 256, "transformers": 64}  # prompts that are answered before their answers are written
 
 
 def main(argv: list[str] | None = None) -> int:
     from llm_grpo.problems import system_prompt, worked_examples
     from llm_grpo.rollouts import Sampling
+    from llm_grpo.rollouts.asking import AnswerFile, answers, read_prompts, within_window
     from llm_grpo.rollouts.loading import config_of, open_engine
 
     args = arguments().parse_args(argv)
     check(args)
-    prompts = [] if args.chat else read_prompts(args)
+    prompts = [] if args.chat else [one_prompt(args.prompt)] if args.prompts is None else read_prompts(args.prompts)
     sampling = Sampling(args.max_tokens or USUAL_MAX_TOKENS, args.temperature, args.top_p, args.n, args.seed)
-    asks = how(args)
-    answered = there_already(Path(args.output), prompts, asks, args.resume) if args.output else 0
+    output = AnswerFile(Path(args.output), how(args)) if args.output else None
+    answered = output.there_already(prompts) if output and args.resume else 0
     config = config_of(args)
     system = args.system if args.system is not None or config is None else system_prompt(config)
     shots = worked_examples(config) if config else ()
@@ -51,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(f"{what}\n", style="dim", highlight=False, markup=False)
     if args.chat:
         return chat(engine, sampling, system, shots, capped=args.max_tokens is None)
-    asked = [conversation([{"role": "user", "content": prompt}], system, shots) for prompt in prompts]
+    asked = [with_system([{"role": "user", "content": prompt}], system, shots) for prompt in prompts]
     if args.max_tokens is None:
         sampling = within_window(engine, asked, sampling)
         if sampling.max_tokens < USUAL_MAX_TOKENS:
@@ -61,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     with command.progress(console, "answering", len(prompts) - answered) as on_done:
         for index, group in answers(engine, asked, sampling, answered, on_done):
             tokens += sum(completion.tokens for completion in group)
-            append(Path(args.output), prompts[index], asks, group) if args.output else show(prompts[index], group)
+            output.append(prompts[index], group) if output else show(prompts[index], group)
     seconds = time.perf_counter() - start
-    if args.output:
+    if output:
         console.print(f"{len(prompts)} answered prompts in {args.output}", highlight=False)
     console.print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.0f} tokens/s", style="dim", highlight=False)
     return 0
@@ -80,16 +78,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--system", type=str, metavar="TEXT", help=system)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default %(default)s)")
     parser.add_argument("--top_p", type=float, default=0.95, help="default %(default)s")
-    parser.add_argument(
-        "--max_tokens", type=int, help=f"default {USUAL_MAX_TOKENS}, or what the longest prompt leaves of the window"
-    )
+    usual = f"default {USUAL_MAX_TOKENS}, or what the longest prompt leaves of the window"
+    parser.add_argument("--max_tokens", type=int, help=usual)
     parser.add_argument("--n", type=int, default=1, help="answers per prompt (default %(default)s)")
     parser.add_argument("--seed", type=int, help="the same seed repeats the answers")
     parser.add_argument("--output", metavar="FILE", help="write JSONL, line by line, instead of showing the answers")
     parser.add_argument("--resume", action="store_true", help="go on with an --output that is not complete")
-    parser.add_argument(
-        "--log", default="outputs/libraries.log", help="where the libraries' own output goes (%(default)s)"
-    )
+    log = "where the libraries' own output goes (%(default)s)"
+    parser.add_argument("--log", default="outputs/libraries.log", help=log)
     return parser
 
 
@@ -105,98 +101,17 @@ def check(args: argparse.Namespace) -> None:
         command.check_output(Path(args.output))
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts asked for. Raises UserError naming the file and line of a broken one."""
-    if args.prompt is not None:
-        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-        if not prompt.strip():
-            raise UserError("--prompt is empty.")
-        return [prompt]
-    path, name = Path(args.prompts), "standard input" if args.prompts == "-" else args.prompts
-    if args.prompts != "-" and not path.is_file():
-        raise UserError(f"--prompts: there is no file {path}.")
-    text = sys.stdin.read().removeprefix("\ufeff") if args.prompts == "-" else read_text(open_json_lines(path))
-    prompts = [_prompt(line, f"{name}:{i}") for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not prompts:
-        raise UserError(f"{name} holds no prompts.")
-    return prompts
-
-
-def _prompt(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}).") from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise UserError(f'{where}: needs a text under "prompt".')
-    if any("\ud800" <= character <= "\udfff" for character in row["prompt"]):
-        raise UserError(f"{where}: holds half of a character (\\ud800 to \\udfff), which no tokenizer reads.")
-    return row["prompt"]
+def one_prompt(given: str) -> str:
+    prompt = sys.stdin.read() if given == "-" else given
+    if not prompt.strip():
+        raise UserError("--prompt is empty.")
+    return prompt
 
 
 def how(args: argparse.Namespace) -> dict[str, object]:
     """What the answers depend on, as it was asked for: it stands in every line, so that a file is of one kind."""
     names = ("run", "adapter", "base", "model", "dtype", "system", "temperature", "top_p", "max_tokens", "n", "seed")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def there_already(path: Path, prompts: Sequence[str], asks: dict[str, object], resume: bool) -> int:
-    """How many of the prompts, from the first on, the file has answers to; a line that a kill cut off is taken away.
-
-    Raises UserError where the file answers other prompts, or was asked of another model or otherwise.
-    """
-    if not (resume and path.is_file()):
-        return 0
-    whole = [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.strip()]
-    there = [_prompt(line, f"{path}:{number}") for number, line in enumerate(whole, start=1)]
-    for number, (old, new) in enumerate(zip(there, prompts, strict=False), start=1):
-        if old != new:
-            raise UserError(f"--resume: {path}:{number} answers {old[:60]!r}, but prompt {number} is {new[:60]!r}.")
-    for number, line in enumerate(whole, start=1):
-        before = json.loads(line).get("asked", asks)
-        if other := [name for name in before.keys() | asks.keys() if before.get(name) != asks.get(name)]:
-            was, now = ({name: row.get(name) for name in sorted(other)} for row in (before, asks))
-            raise UserError(f"--resume: {path}:{number} was answered with {was}, not {now}. Take another --output.")
-    if len(there) > len(prompts):
-        raise UserError(f"--resume: {path} has {len(there)} answers, and there are only {len(prompts)} prompts.")
-    with path.open("r+b") as file:  # what is whole is not written again: a kill now would cost it
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)
-    return len(there)
-
-
-def conversation(turns: Sequence[Message], system: str | None, shots: Sequence[Message]) -> list[Message]:
-    """What the model is asked, as it was asked in training: system prompt and worked examples first."""
-    from llm_grpo.prompts import with_system
-
-    return with_system(turns, system, shots)
-
-
-def within_window(engine: Engine, asked: Sequence[Sequence[Message]], sampling: Sampling) -> Sampling:
-    """As many tokens as the longest prompt leaves of the window, up to those asked for."""
-    from llm_grpo.rollouts import token_ids
-
-    if engine.window is None:
-        return sampling
-    one = replace(sampling, max_tokens=1)  # a prompt that leaves no room at all is an error that names it
-    longest = max(map(len, token_ids(asked, engine.tokenizer, one, engine.window)))
-    return replace(sampling, max_tokens=min(engine.window - longest, sampling.max_tokens))
-
-
-def answers(
-    engine: Engine, asked: Sequence[Sequence[Message]], sampling: Sampling, start: int, on_done: object
-) -> Iterator[tuple[int, list[Completion]]]:
-    """(index, answers) of each prompt from `start` on, some prompts at a time, so that little is lost in a crash."""
-    size = AT_A_TIME[engine.name]
-    for first in range(start, len(asked), size):
-        seed = None if sampling.seed is None else sampling.seed + first
-        groups = engine.generate(asked[first : first + size], replace(sampling, seed=seed), on_done)
-        yield from enumerate(groups, start=first)
-
-
-def append(path: Path, prompt: str, asks: dict[str, object], group: Sequence[Completion]) -> None:
-    from llm_grpo.runs import append_jsonl
-
-    append_jsonl(path, [{"prompt": prompt, "completions": [asdict(completion) for completion in group], "asked": asks}])
 
 
 def show(prompt: str, group: Sequence[Completion]) -> None:
@@ -210,13 +125,15 @@ def show(prompt: str, group: Sequence[Completion]) -> None:
 
 def chat(engine: Engine, sampling: Sampling, system: str | None, shots: Sequence[Message], *, capped: bool) -> int:
     """A dialogue on the terminal, or a line at a time from a pipe. /new forgets what was said."""
+    from llm_grpo.rollouts.asking import within_window
+
     console.print("An empty line ends, /new begins anew.", style="dim")
     turns: list[Message] = []
     while line := _line():
         if line == "/new":
             turns = []
             continue
-        asked = [conversation([*turns, {"role": "user", "content": line}], system, shots)]
+        asked = [with_system([*turns, {"role": "user", "content": line}], system, shots)]
         try:
             drawn = within_window(engine, asked, sampling) if capped else sampling
             completion = engine.generate(asked, drawn)[0][0]

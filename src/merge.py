@@ -17,32 +17,16 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from llm_grpo import command
-from llm_grpo.errors import UserError
+from llm_grpo.planning.merging import Job, check, resolve
 
 METHODS = ("merged_16bit", "lora", "gguf")
 console = Console(highlight=False, markup=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to merge and where to: all names resolved. config and run: None for an adapter without a run."""
-
-    adapter: Path
-    base: str | None
-    revision: str | None
-    output: Path
-    method: str
-    repo: str | None
-    run: Any = None
-    config: Any = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(words)
     again = shlex.join(["python", "src/merge.py", *(word for word in words if word != "--overwrite")])
     job = resolve(args)
-    before_the_work(job, args)
+    check(job, args, console.print)
     if job.method == "lora":
         return publish(job, job.adapter, args, again)
     if (job.repo or job.method == "gguf") and job.output.exists() and not args.overwrite:
@@ -61,9 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if failures and not (args.skip_proof and job.repo):
         describe(job, job.output, args)
         return refuse(job, failures)
-    if job.method == "gguf":
-        return publish(job, convert(job), args, again)
-    return publish(job, job.output, args, again)
+    return publish(job, convert(job) if job.method == "gguf" else job.output, args, again)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -87,92 +69,22 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def resolve(args: argparse.Namespace) -> Job:
-    """Fill in from the run what the command line does not say. Raises UserError where neither does."""
-    if args.proof_limit < 1:
-        raise UserError(f"--proof-limit is {args.proof_limit}; it has to be at least 1 (or give --skip-proof).")
-    if args.run is None:
-        if args.adapter is None or args.output is None:
-            raise UserError("Give --run outputs/NAME, or both --adapter DIR and --output DIR.")
-        if args.overrides:
-            raise UserError(f"{args.overrides[0]}: only a --run has a config to change.")
-        return Job(args.adapter, args.base, None, args.output, args.method or "merged_16bit", repository(args.push))
-    from llm_grpo import runs
-    from llm_grpo.config.loading import load_config
-
-    run = runs.find(args.run)
-    config = load_config(run.config_file, args.overrides, environment={})
-    base, revision = config.model.merge_source(args.base)
-    output, method = args.output or run.merged, args.method or config.merge.method
-    repo = repository(args.push, config.merge.push_to)
-    return Job(args.adapter or run.chosen_weights(), base, revision, output, method, repo, run, config)
-
-
-def repository(asked: str | None, of_config: str | None = None) -> str | None:
-    """Where to push; None where nobody asked for it. A config alone never publishes anything."""
-    if asked == "" and not of_config:
-        raise UserError("--push: say where to, as USER/REPO, or set merge.push_to in the run's config.")
-    return None if asked is None else asked or of_config
-
-
-def before_the_work(job: Job, args: argparse.Namespace) -> None:
-    """Whatever would make the long work useless. Raises UserError."""
-    from llm_grpo.runs import is_whole_model
-
-    if job.method == "lora" and not job.repo:
-        raise UserError(
-            f"--method lora pushes the adapter as it is; without --push there is nothing to do: {job.adapter}"
-        )
-    if job.method == "lora" and is_whole_model(job.adapter):
-        raise UserError(
-            f"--method lora: {job.adapter} is a whole model (lora: null). Push it with merged_16bit or gguf."
-        )
-    if job.method == "lora":
-        refuse_a_path(job.adapter)
-    if job.repo and job.run is None and job.method != "lora" and not args.skip_proof:
-        raise UserError("An adapter without a run has no task to prove it on: give --run, or --skip-proof.")
-    if job.method == "gguf":
-        from llm_grpo.export.gguf import find_converter
-
-        find_converter(job.output)
-    if job.repo:
-        from llm_grpo.export.push import check_rights
-
-        check_rights(job.repo, args.private, console.print)
-
-
-def refuse_a_path(adapter: Path) -> None:
-    """An adapter that names its base by a folder of this machine is of no use to others, and tells them the folder."""
-    from llm_grpo.export.adapter import read_adapter
-
-    base = read_adapter(adapter).base
-    if Path(base).is_absolute():
-        raise UserError(
-            f"--method lora: {adapter}/adapter_config.json names its base as {base}, a folder of this machine. Put the "
-            "Hub name that others can load under base_model_name_or_path there, or push with --method merged_16bit."
-        )
-
-
 def merge_with_bar(job: Job, dtype: str, overwrite: bool) -> None:
     from llm_grpo.export import merge
 
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("merging")
-        report = merge(
-            job.adapter,
-            job.output,
-            job.base,
-            dtype,
-            lambda done, total: bar.update(line, completed=done, total=total),
-            revision=job.revision,
-            overwrite=overwrite,
-        )
+
+        def on_done(done: int, total: int) -> None:
+            bar.update(line, completed=done, total=total)
+
+        how = {"revision": job.revision, "overwrite": overwrite}
+        report = merge(job.adapter, job.output, job.base, dtype, on_done, **how)
     changed = f"Merged {job.adapter} into {report.base}: {report.merged_tensors} of {report.tensors} tensors changed"
     done = changed if report.merged_tensors else f"{job.adapter} is a whole model, there was nothing to merge: written"
-    console.print(
-        f"{done}, {report.bytes_written / 1e9:.3f} GB in {report.seconds:.1f} s. Weights: {report.dtype_reason}.",
-    )
+    took = f"{report.bytes_written / 1e9:.3f} GB in {report.seconds:.1f} s"
+    console.print(f"{done}, {took}. Weights: {report.dtype_reason}.")
     if report.untied:
         console.print("Input and output embeddings, one tensor in the base, are two here: the adapter changes one.")
     console.print(f"It lies in {report.output_dir}. Open it:")
@@ -183,31 +95,24 @@ def prove(job: Job, args: argparse.Namespace) -> list[str]:
     """What is worse than merge.thresholds allow; nothing where nobody compared. A proof of these weights is reused."""
     if job.run is None:
         return []
-    if args.skip_proof:
-        console.print("The merged model was not compared with the adapter (--skip-proof).")
-        from llm_grpo.export.proof import read_proof
-
-        return (read_proof(job.output) or {}).get("failures", [])
     from llm_grpo.export import proof as proofs
     from llm_grpo.export.source import original
 
     known = proofs.read_proof(job.output)
+    if args.skip_proof:
+        console.print("The merged model was not compared with the adapter (--skip-proof).")
+        return (known or {}).get("failures", [])
     if known and known["limit"] == args.proof_limit:
         found = proofs.judged(known, job.config.merge.thresholds, job.output)
     else:
         # The libraries' own output goes to a file meanwhile; what we say does not.
         with os.fdopen(os.dup(sys.stdout.fileno()), "w") as screen, command.library_output_in(job.run.log):
-            found = proofs.prove(
-                job.config,
-                job.adapter,
-                original(job.base),
-                job.output,
-                args.proof_limit,
-                job.revision,
-                lambda step: print(
-                    f"Proof on {args.proof_limit} held-out prompts: {step} ...", file=screen, flush=True
-                ),
-            )
+
+            def say(step: str) -> None:
+                print(f"Proof on {args.proof_limit} held-out prompts: {step} ...", file=screen, flush=True)
+
+            of = (job.config, job.adapter, original(job.base), job.output)
+            found = proofs.prove(*of, args.proof_limit, job.revision, say)
     for line in proofs.lines(found):
         console.print(line)
     return found["failures"]

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from llm_grpo.answers.judging import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
-from llm_grpo.records import Example, Reward, RewardFunction
+from llm_grpo.records import Example
 from llm_grpo.rewards import LEARNED, REWARDS, build_reward
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from llm_grpo.config.schema import Config
-    from llm_grpo.rewards.attack import Verdict
 
 __all__ = [
     "conciseness_reward_func",
@@ -87,23 +86,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def list_rewards(args: argparse.Namespace) -> int:
-    table = _table("reward", "range", "paid for", "arguments")
-    for name, function in {**REWARDS, **LEARNED}.items():
-        table.add_row(name, *_described(function), ", ".join(_arguments(function)))
-    _console().print(table)
+    from llm_grpo.report.lab import rewards_table
+
+    _console().print(rewards_table({**REWARDS, **LEARNED}))
     return 0
-
-
-def _described(function: RewardFunction) -> tuple[str, str]:
-    """The range, and in one line what is paid: from the docstring's first line, `range: what`."""
-    says, _, what = (inspect.getdoc(function) or "").partition("\n")[0].partition(": ")
-    return says, what
-
-
-def _arguments(function: RewardFunction) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    settings = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in settings]
 
 
 def score_rewards(args: argparse.Namespace) -> int:
@@ -119,10 +105,10 @@ def score_rewards(args: argparse.Namespace) -> int:
     strict = {name: {"max_failed": 0.0} if ".py" in name else {} for name in names}  # here the first failure is news
     rewards = {name: build_reward(name, settings[name], **strict[name]) for name in names}
     tally = score_file(rewards, args.input.expanduser(), args.output.expanduser())
-    table = _table("reward", "scored", "null", "mean")
-    for name, count in tally.scored.items():
-        table.add_row(name, f"{count}", f"{tally.lines - count}", f"{tally.total[name] / count:.4f}" if count else "-")
-    _console().print(table, f"{tally.lines} lines, {tally.without_answer} of them without an answer, in {args.output}")
+    from llm_grpo.report.lab import tally_table  # behind the mistakes, which are told at once
+
+    said = f"{tally.lines} lines, {tally.without_answer} of them without an answer, in {args.output}"
+    _console().print(tally_table(tally), said)
     return 0
 
 
@@ -143,40 +129,39 @@ def _settings(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str,
 def attack_rewards(args: argparse.Namespace) -> int:
     from llm_grpo.config.loading import load_config
     from llm_grpo.problems import build_rewards
+    from llm_grpo.report import lab
     from llm_grpo.rewards.attack import attack, unsteady
 
     if args.margin is not None and not 0 <= args.margin < float("inf"):
         raise UserError(f"--margin: points from 0 up, not {args.margin}.")
-    config = load_config(args.config, overrides=args.overrides)
+    config, console = load_config(args.config, overrides=args.overrides), _console()
     rewards = build_rewards(config.rewards)
     answer_format, example = _answer_format(config), _example_of(config)
     verdicts, margin = attack(rewards, answer_format, args.margin, **example)
-    _show_attack(verdicts, rewards, margin)
-    failed = _show_troubles(verdicts, rewards)
+    troubles = [(r.label, trouble) for r in rewards for trouble in getattr(r.function, "troubles", ())]
+    console.print(lab.attack_table(verdicts, rewards))
+    for line in lab.attack_lines(verdicts, rewards, margin):
+        console.print(line)
+    for label, trouble in troubles:
+        console.print(lab.trouble_text(label, trouble, verdicts))
     chancy = unsteady(rewards, answer_format, **example)
     for sentence in chancy:
-        _console().print(f"{sentence}.", markup=False)
+        console.print(f"{sentence}.")
+    failed = any(trouble.kind == "failed" for _, trouble in troubles)
     return 1 if failed or chancy or any(verdict.fault for verdict in verdicts) else 0
 
 
 def _example_of(config: Config) -> dict[str, Example]:
     """The first training example as the model is asked it, for rewards that may read more than the answer."""
-    from dataclasses import replace
-
-    from llm_grpo.problems import system_prompt, worked_examples
-    from llm_grpo.prompts import with_system
-    from llm_grpo.tasks import build_task
+    from llm_grpo.problems import first_example
 
     if all(reward.name in {**REWARDS, **LEARNED} for reward in config.rewards):
         return {}  # ours read no column but the answer, and a learned one is better asked what the cases answer
-    task = build_task(config.task.name, config.task.args)
     try:
-        example = task.load("train").examples[0]
-        messages = with_system(example.prompt, system_prompt(config, task), worked_examples(config, task))
+        return {"example": first_example(config)}
     except UserError as error:
-        _console().print(f"The columns of the data are not handed over, only the answer: {error}", markup=False)
+        _console().print(f"The columns of the data are not handed over, only the answer: {error}")
         return {}
-    return {"example": replace(example, prompt=tuple(messages))}
 
 
 def _answer_format(config: Config) -> str:
@@ -189,47 +174,10 @@ def _answer_format(config: Config) -> str:
     return format_of(judge) or next((name for name, known in FORMATS.items() if known is judge), "xml")
 
 
-def _show_attack(verdicts: Sequence[Verdict], rewards: Sequence[Reward], margin: float) -> None:
-    from llm_grpo.rewards.attack import backwards
-
-    heads = [f"{reward.label.removesuffix('_reward_func')} x{reward.weight:g}" for reward in rewards]
-    table = _table("completion", "total", *heads, "")
-    for verdict in verdicts:
-        scores = ["-" if score is None else f"{score:.3g}" for score in verdict.scores.values()]
-        style = "red" if verdict.fault else {"right": "green", "wrong": "yellow"}.get(verdict.case.kind)
-        table.add_row(verdict.case.name, f"{verdict.total:.3f}", *scores, verdict.fault or "ok", style=style)
-    faults = sum(bool(verdict.fault) for verdict in verdicts)
-    console = _console()
-    console.print(table)
-    for reward in backwards(verdicts, rewards):
-        console.print(
-            f"{reward.label} x{reward.weight:g} pays a wrong answer more than a right one: is the sign right?"
-        )
-    console.print(f"margin over the honest wrong one: {margin:g} points")
-    console.print(f"{faults} of {len(verdicts)} cases are not paid as they should" if faults else "no attack succeeds")
-
-
-def _show_troubles(verdicts: Sequence[Verdict], rewards: Sequence[Reward]) -> bool:
-    """Name what hung, died, raised or printed while it was attacked; True where a case got no score."""
-    troubles = [(r.label, trouble) for r in rewards for trouble in getattr(r.function, "troubles", ())]
-    for label, trouble in troubles:
-        case = "" if trouble.row is None else f" (case '{verdicts[trouble.row].case.name}')"
-        style = "red" if trouble.kind == "failed" else None
-        _console().print(f"{label} {trouble.said}{case}", markup=False, style=style)
-    return any(trouble.kind == "failed" for _, trouble in troubles)
-
-
 def _console() -> Console:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
-def _table(*headings: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    return Table(*headings, box=box.SIMPLE)
+    return Console(width=None if sys.stdout.isatty() else 140, markup=False)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_two_evaluations_are_compared(demo_run, tmp_path: Path) -> None:
 WRONG = [
     (['{"id": "x", "completion": "1"}'], "1 ids are not in the test split, the first is 'x'"),
     (['{"id": "word_problems/test/0"}'], 'c.jsonl:1: needs JSON with "id" and "completion"'),
-    (["{"], "c.jsonl:1: needs JSON"),
+    (["{"], "c.jsonl:1: not JSON"),
     (['{"id": "word_problems/test/0", "completion": 3}'], "c.jsonl:1: id and completion must be texts"),
     (
         ['{"id": "word_problems/test/0", "completion": "a"}'] * 2,

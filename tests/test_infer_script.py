@@ -11,6 +11,7 @@ from conftest import TINY, run_script
 import infer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Completion
+from llm_grpo.rollouts.asking import AnswerFile
 
 QUESTION = "Tom has 5 pens and buys 7 more. How many pens is that?"
 
@@ -121,8 +122,9 @@ def test_a_broken_run_keeps_what_it_had_and_goes_on(tmp_path: Path) -> None:
     prompts.write_text("".join(rows))
     assert run_script("src/infer.py", *words).returncode == 0
     whole = output.read_text()
-    output.write_text(whole[: whole.index("\n", len(whole) // 2) + 30])  # a kill in the middle of a line
-    kept = output.read_text().rpartition("\n")[0]
+    cut = whole[: whole.index("\n", len(whole) // 2) + 30]
+    output.write_bytes(cut.encode() + b"\xc3")  # a kill in the middle of a line, and of a character
+    kept = cut.rpartition("\n")[0]
     done = run_script("src/infer.py", *words, "--resume")
     assert done.returncode == 0 and output.read_text() == whole and whole.startswith(kept), done.stderr
     assert run_script("src/infer.py", *words).returncode == 2, "without --resume nothing is written over"
@@ -134,9 +136,10 @@ def test_a_broken_run_keeps_what_it_had_and_goes_on(tmp_path: Path) -> None:
 def test_a_file_is_answered_by_one_model_in_one_way(tmp_path: Path) -> None:
     output, prompts = tmp_path / "answers.jsonl", ["2+3?", "4+5?"]
     args = infer.arguments().parse_args(["--prompts", "-", "--model", "one", "--n", "2", "--output", str(output)])
-    infer.append(output, prompts[0], infer.how(args), [Completion("5", 1)])
-    assert infer.there_already(output, prompts, infer.how(args), resume=True) == 1
+    file = AnswerFile(output, infer.how(args))
+    file.append(prompts[0], [Completion("5", 1)])
+    assert file.there_already(prompts) == 1
     for other in (["--model", "two", "--n", "2"], ["--model", "one"], ["--run", "one", "--n", "2"]):
         asks = infer.how(infer.arguments().parse_args(["--prompts", "-", *other]))
         with pytest.raises(UserError, match=f"{output}:1 was answered with .*Take another --output"):
-            infer.there_already(output, prompts, asks, resume=True)
+            AnswerFile(output, asks).there_already(prompts)

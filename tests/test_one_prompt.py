@@ -17,7 +17,6 @@ from transformers import AutoTokenizer
 from trl import GRPOTrainer
 
 import eval as eval_script
-import infer as infer_script
 from llm_grpo import runs
 from llm_grpo.answers.thinking import thought_of
 from llm_grpo.config.loading import load_config
@@ -29,7 +28,7 @@ from llm_grpo.export.card import Subject, card
 from llm_grpo.export.proof import prove
 from llm_grpo.policy import Policy, load_policy, save_weights
 from llm_grpo.problems import Prepared, build_rewards, prepare
-from llm_grpo.prompts import split_by_length
+from llm_grpo.prompts import split_by_length, with_system
 from llm_grpo.records import Completion
 from llm_grpo.rollouts import Sampling, token_ids
 from llm_grpo.rollouts.loading import open_engine
@@ -144,7 +143,7 @@ def test_everybody_makes_the_same_prompt(quick: Trained, tmp_path: Path) -> None
         "the adapter alone": load_engine(base, lone, None),
         "the merged model alone": load_engine(str(merged), None, None),
     }
-    asked = infer_script.conversation(messages[1:], messages[0]["content"], ())
+    asked = with_system(messages[1:], messages[0]["content"], ())
     found = {name: token_ids([asked], e.tokenizer, Sampling(1), e.window)[0] for name, e in engines.items()}
     server = served(argparse.Namespace(run=str(run.folder), adapter=None, model=None), False)
     found["the server"] = bare.apply_chat_template(messages, chat_template=server.template, **how)
@@ -224,7 +223,7 @@ def test_completions_made_elsewhere_are_read_alike(tmp_path: Path) -> None:
     right = f"<reasoning>\nSo.\n</reasoning>\n<answer>\n{example.answer}\n</answer>"
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"id": example.id, "completion": f"<think>\nno\n</think>\n{right}"}) + "\n")
-    args = argparse.Namespace(completions=str(file), split="test", limit=1)
+    args = argparse.Namespace(completions=str(file), split="test", limit=1, run=None)
     for thinking, strict in (("apart", 1.0), ("answer", 0.0)):
         config = load_config(ROOT / "configs" / "demo.yaml", [f"prompt.thinking={thinking}"], environment={})
         report = eval_script.score_file(args, config)

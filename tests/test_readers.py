@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import eval as eval_script
-import infer
 import train
 from llm_grpo.config.loading import load_config
 from llm_grpo.errors import NotAtHandError, UserError
+from llm_grpo.evaluation.files import read_completions
 from llm_grpo.prompts import ensure_template
 from llm_grpo.records import Task
 from llm_grpo.rewards.scoring import score_file
+from llm_grpo.rollouts.asking import read_prompts
 from llm_grpo.tasks import build_task
 from llm_grpo.tasks.hub import hub_name
 
@@ -130,10 +130,6 @@ def test_every_row_has_the_columns_of_its_file(tmp_path: Path) -> None:
 # --- prompts, completions, templates, files of the lab -----------------------------------------------------------
 
 
-def prompts(path: Path) -> object:
-    return infer.read_prompts(infer.arguments().parse_args(["--prompts", str(path), "--model", "m"]))
-
-
 def template(path: Path) -> object:
     class Tokenizer:
         chat_template = ""
@@ -152,8 +148,8 @@ def scored(path: Path) -> object:
 
 
 PLACES: list[tuple[Callable[[Path], object], str, object]] = [
-    (prompts, '{"prompt": "p"}\n', ["p"]),
-    (eval_script.read_completions, '{"id": "a", "completion": "c"}\n', {"a": "c"}),
+    (lambda path: read_prompts(str(path)), '{"prompt": "p"}\n', ["p"]),
+    (read_completions, '{"id": "a", "completion": "c"}\n', {"a": "c"}),
     (template, "{{ messages }}", "{{ messages }}"),
     (scored, '{"completion": "c", "answer": "1"}\n', 1),
 ]

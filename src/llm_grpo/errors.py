@@ -19,6 +19,11 @@ class NotAtHandError(UserError):
     """Data that are not there, or cannot be reached from here: a plan can be made without them."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """' Did you mean X?' with the nearest allowed name; else what is allowed (of a long list, the five nearest)."""
     names = sorted(allowed)

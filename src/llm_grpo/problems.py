@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -77,6 +77,14 @@ def worked_examples(config: Config, task: Task | None = None) -> tuple[Message, 
         return ()
     task = task or build_task(config.task.name, config.task.args)
     return _as_messages(_shown(task, config.prompt.examples), task)
+
+
+def first_example(config: Config) -> Example:
+    """The first of the train split as the model is asked it, whatever its tokenizer. Raises UserError."""
+    task = build_task(config.task.name, config.task.args)
+    example = task.load("train").examples[0]
+    messages = with_system(example.prompt, system_prompt(config, task), worked_examples(config, task))
+    return replace(example, prompt=tuple(messages))
 
 
 def build_rewards(specs: Sequence[RewardSpec], run: Run | None = None) -> list[Reward]:

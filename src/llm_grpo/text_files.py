@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from llm_grpo.errors import UserError
 
@@ -59,3 +62,13 @@ def read_text(file: BufferedReader) -> str:
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
         raise UserError(f"{file.name}:{line}: the byte 0x{byte:02x} is not UTF-8; save the file as UTF-8.") from error
+
+
+def json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    """(NAME:LINE, value) of each line that is not blank. Raises UserError where one is not JSON."""
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut a text at U+2028 too
+        try:
+            if line.strip():
+                yield f"{name}:{number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name}:{number}: not JSON ({error.msg}).") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_grpo.config.schema import Config
+from llm_grpo.errors import first_line
 from llm_grpo.export.gaps import Answered, Reading, free, gaps
 from llm_grpo.rollouts.transformers import load_engine
 
@@ -33,8 +34,7 @@ def gap_to_four_bit(
             return {"measured": False, "why": "transformers loaded the base in 16-bit on this machine"}
         found = gaps(readings, model, pairs)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return {"measured": False, "why": f"the 4-bit base cannot be run on this machine ({line})"}
+        return {"measured": False, "why": f"the 4-bit base cannot be run on this machine ({first_line(error)})"}
     finally:
         model = None
         free()

@@ -63,11 +63,8 @@ def convert(converter: Path, merged: Path, output: Path) -> Path:
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode or not draft.is_file():
             said = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-            hint = ""
-            if "pre-tokenizer" in said:
-                hint = (
-                    " llama.cpp knows tokenizers by a hash of their output; one trained by yourself is not among them."
-                )
+            hint = " llama.cpp knows tokenizers by a hash of their output; one trained by yourself is not among them."
+            hint = hint if "pre-tokenizer" in said else ""
             raise UserError(f"llama.cpp's converter refused {merged}.{hint} It said:\n  {said}")
         draft.replace(output)
     finally:

@@ -21,7 +21,7 @@ from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.export.four_bit import gap_to_four_bit
 from llm_grpo.export.gaps import Answered, Reading, free, gaps, read
 from llm_grpo.export.source import shown
-from llm_grpo.files import write_json
+from llm_grpo.files import read_json, write_json
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.prompts import render
 from llm_grpo.records import Problem
@@ -199,11 +199,8 @@ def _short(value: float | None) -> str:
 
 def read_proof(merged: Path) -> dict[str, Any] | None:
     """The proof in that folder, if it is of the weights that lie there now."""
-    try:
-        proof = json.loads((merged / FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return proof if proof.get("weights") == fingerprint(merged) else None
+    proof = read_json(merged / FILE)
+    return proof if proof and proof.get("weights") == fingerprint(merged) else None
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, first_line
 from llm_grpo.export.tensors import Stored, read_header
 
 FOUR_BIT_SUFFIXES = ("-unsloth-bnb-4bit", "-bnb-4bit")  # longest first; Unsloth's names for its quantized copies
@@ -71,8 +71,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, httpx.HTTPError) as error:  # huggingface_hub's own errors are kinds of these
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        why = f"The base '{name}' is no folder here and cannot be had from the Hub ({first_line})."
+        why = f"The base '{name}' is no folder here and cannot be had from the Hub ({first_line(error)})."
         raise UserError(f"{why} {NAME_IT}") from error
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from llm_grpo.config.schema import Config
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, first_line
 from llm_grpo.rewards import LEARNED
 from llm_grpo.rollouts import choose_engine
 
@@ -71,7 +71,7 @@ def _wandb(folder: Path) -> str:
         auth = wbauth.authenticate_session(host=host, source="llm-grpo", prompt=False, update_session=False)
         missing = "no WANDB_API_KEY in the environment or .env, no `wandb login`"
     except (wandb.Error, ValueError) as error:
-        auth, missing = None, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        auth, missing = None, first_line(error)
     finally:
         wandb.teardown()  # what it has read of the environment may change below
     if auth:

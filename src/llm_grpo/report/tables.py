@@ -61,19 +61,9 @@ def comparison_table(
         change = f"{new[name] - old[name]:+.3f}"
         table.add_row(name.replace("_", " "), f"{old[name]:.3f}", f"{new[name]:.3f}", change)
     table.add_section()
-    lenient = paired["lenient"]
-    table.add_row(
-        "strict, item by item",
-        f"gained {paired['gained']}",
-        f"lost {paired['lost']}",
-        f"McNemar p {p_value(paired['p_value'])}",
-    )
-    table.add_row(
-        "lenient, item by item",
-        f"gained {lenient['gained']}",
-        f"lost {lenient['lost']}",
-        f"McNemar p {p_value(lenient['p_value'])}",
-    )
+    for name, counts in (("strict", paired), ("lenient", paired["lenient"])):
+        chance = f"McNemar p {p_value(counts['p_value'])}"
+        table.add_row(f"{name}, item by item", f"gained {counts['gained']}", f"lost {counts['lost']}", chance)
     table.add_row(
         "of the gained", f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}", ""
     )
@@ -98,15 +88,8 @@ def changed_items(
     """The first few items that were gained or lost, with both texts."""
     old, new = ({item["id"]: item for item in report["items"]} for report in (before, after))
     more = f", the first {shown}" if len(ids) > shown else ""
-    table = Table(
-        "question",
-        "answer",
-        "before",
-        "after",
-        title=f"{name}: {len(ids)}{more}",
-        title_justify="left",
-        show_lines=True,
-    )
+    heads, title = ("question", "answer", "before", "after"), f"{name}: {len(ids)}{more}"
+    table = Table(*heads, title=title, title_justify="left", show_lines=True)
     for key in ids[:shown]:
         texts = (old[key]["question"], old[key]["answer"], old[key]["completion"], new[key]["completion"])
         table.add_row(*(Text(text.strip()) for text in texts))

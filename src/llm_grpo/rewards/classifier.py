@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_grpo.device import has_gpu
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, first_line
 from llm_grpo.records import Message
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load(name: str, revision: str | None, device: str, dtype: str) -> Classifier
             name, dtype=precision, output_loading_info=True, **options
         )
     except (OSError, ValueError) as error:  # a missing folder, an unknown name, no network, another architecture
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise UserError(f"reward_model: {name} cannot be had as a sequence classifier ({said})") from error
     if report["missing_keys"]:
         random = ", ".join(sorted(report["missing_keys"])[:3])

@@ -11,7 +11,7 @@ from typing import Any
 from llm_grpo import runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config, PromptSection
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, first_line
 from llm_grpo.prompts import prepare_tokenizer
 from llm_grpo.rollouts import STANDALONE, Engine, choose_engine, choose_four_bit
 
@@ -129,12 +129,7 @@ def load_tokenizer(
 
 
 def not_there(model: str, error: Exception) -> UserError:
-    return UserError(f"{model}: no model there, neither as a folder nor on the Hub ({said_first(error)})")
-
-
-def said_first(error: Exception) -> str:
-    """The first line of what a library says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{model}: no model there, neither as a folder nor on the Hub ({first_line(error)})")
 
 
 def _wanted(asked: str, own: Config | None) -> str:

@@ -11,11 +11,11 @@ import torch
 
 from llm_grpo.config.schema import PromptSection
 from llm_grpo.device import compute_dtype, has_gpu
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, first_line
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Sampling, token_ids
 from llm_grpo.rollouts.grouped_attention import attend_in_groups
-from llm_grpo.rollouts.loading import load_tokenizer, not_there, said_first
+from llm_grpo.rollouts.loading import load_tokenizer, not_there
 from llm_grpo.rollouts.reading import Reader
 from llm_grpo.runs import is_whole_model
 
@@ -138,14 +138,14 @@ def load_engine(
     except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
         raise not_there(model_name, error) from error
     except SafetensorError as error:
-        raise UserError(f"{model_name}: its weights cannot be read ({said_first(error)}).") from error
+        raise UserError(f"{model_name}: its weights cannot be read ({first_line(error)}).") from error
     if adapter is not None:
         from peft import PeftModel
 
         try:
             model = PeftModel.from_pretrained(model, str(adapter))
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{adapter} does not fit {model_name}: {said_first(error)}") from error
+            raise UserError(f"{adapter} does not fit {model_name}: {first_line(error)}") from error
     if not options.get("load_in_4bit"):
         model = model.to(device)
     thinking = prompt.thinking if prompt else "answer"

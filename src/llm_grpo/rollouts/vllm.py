@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_grpo.config.schema import PromptSection
 from llm_grpo.device import compute_dtype, has_gpu
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, first_line
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import CPU_LORA, Sampling, stop_tokens, token_ids
 from llm_grpo.rollouts.adapter_sync import AdapterSync, dequantise, first_seed, isolated, open_vllm, served_rank
@@ -103,7 +103,7 @@ def _open(model: str, rank: int | None, window: int | None, options: dict[str, A
     try:
         return open_vllm(model, max_lora_rank=rank, max_model_len=window, **{"dtype": compute_dtype()[0], **options})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise UserError(
             f"vLLM cannot be started with {model}: {said}\n"
             "Where memory is short: model.gpu_memory_utilization, or a smaller model.max_seq_length; "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from llm_grpo.errors import NotAtHandError, UserError
+from llm_grpo.errors import NotAtHandError, UserError, first_line
 from llm_grpo.records import Task
 from llm_grpo.tasks.readers import Row
-from llm_grpo.tasks.table import Source, table_task
+from llm_grpo.tasks.table import Source, table_task, with_table_arguments
 
 WAY_OUT = "Save it where there is a network, and give its folder as task.args.path."
 
@@ -24,6 +24,7 @@ class HubSplit(NamedTuple):
     split: str
 
 
+@with_table_arguments
 def hub(
     *,
     path: str,
@@ -32,20 +33,13 @@ def hub(
     split: str = "train",
     validation_split: str | None = None,
     test_split: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    answer_format: str = "xml",
-    gold_format: str = "plain",
-    match: str = "value",
-    system: str | None = None,
-    validation_share: float = 0.05,
-    test_share: float = 0.05,
-    max_bad_share: float = 0.01,
+    **rest: Any,
 ) -> Task:
     """A task from what `datasets.load_dataset(path, name, revision=..., split=...)` gives.
 
     path: owner/name, a folder, or hf://datasets/owner/name[@revision][/files].
     split, validation_split, test_split: the data set's own names; a split that is not named is drawn from `split` by
-        a hash of the question. The rest is as in the tasks of files (table.py).
+        a hash of the question. The rest is said at `table_task`.
     """
     owned, at, files = hub_name(path)
 
@@ -53,19 +47,7 @@ def hub(
         place = HubSplit(owned, name, revision or at, files, own)
         return Source(read_hub, place, f"{owned}/{own}", f"{Path(owned).name}/{own}")
 
-    return table_task(
-        "hub",
-        find,
-        {"train": split, "validation": validation_split, "test": test_split},
-        columns=columns,
-        answer_format=answer_format,
-        gold_format=gold_format,
-        match=match,
-        system=system,
-        validation_share=validation_share,
-        test_share=test_share,
-        max_bad_share=max_bad_share,
-    )
+    return table_task("hub", find, {"train": split, "validation": validation_split, "test": test_split}, **rest)
 
 
 def hub_name(path: str) -> tuple[str, str | None, str | None]:
@@ -88,12 +70,8 @@ def read_hub(place: HubSplit, way_out: str = WAY_OUT) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(place.path, place.name, **given)
     except OSError as error:  # no network, no such data set, no right to it
-        raise NotAtHandError(f"{place.path} cannot be had from the Hub ({_first_line(error)}). {way_out}") from error
+        raise NotAtHandError(f"{place.path} cannot be had from the Hub ({first_line(error)}). {way_out}") from error
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no such split, say
-        raise UserError(f"{place.path}: datasets cannot read split '{place.split}' ({_first_line(error)}).") from error
+        raise UserError(f"{place.path}: datasets cannot read split '{place.split}' ({first_line(error)}).") from error
     for number, row in enumerate(rows, start=1):
         yield Row(f"{place.path}/{place.split}", number, row)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -69,16 +70,28 @@ def table_task(
     find: Find,
     given: Mapping[str, str | None],
     *,
-    columns: Mapping[str, str] | None,
-    answer_format: str,
-    gold_format: str,
-    match: str,
-    system: str | None,
-    validation_share: float,
-    test_share: float,
-    max_bad_share: float,
+    columns: Mapping[str, str] | None = None,
+    answer_format: str = "xml",
+    gold_format: str = "plain",
+    match: str = "value",
+    system: str | None = None,
+    validation_share: float = 0.05,
+    test_share: float = 0.05,
+    max_bad_share: float = 0.01,
 ) -> Task:
-    """The task whose rows `find` finds; given: {split: what the user gave for it}. The rest is said at `_file_task`."""
+    """The task whose rows `find` finds; given: {split: what the user gave for it}.
+
+    columns: our names (question, answer, id) to the file's. Other columns go to Example.meta; without an id column an
+        example is called by its file and line.
+    answer_format: how the model is to answer: xml, hash, boxed or plain.
+    gold_format: how the gold stands in the answer column: xml, hash, boxed or plain.
+    match: when an answer is the gold: value (as text, number or formula), number, text (case and spaces aside) or
+        exact (every character).
+    validation_share, test_share: drawn from the train rows by a hash of the question where the split has no rows of its
+        own, so that a question asked twice stays in one split.
+    max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the file it
+        is drawn from.
+    """
     _known("answer_format", answer_format, JUDGES)
     _known("match", match, MATCHES)
     layout = _layout(columns or {}, gold_format, match == "number", max_bad_share)
@@ -89,51 +102,22 @@ def table_task(
     return Task(kind, said, lambda split: _load(split, find, given, shares, layout), judge)
 
 
+def with_table_arguments(task: Callable[..., Task]) -> Callable[..., Task]:
+    """The task with the arguments of `table_task` in place of its `**rest`, so that they too are checked by name."""
+    own, shared = (list(inspect.signature(function).parameters.values()) for function in (task, table_task))
+    task.__signature__ = inspect.Signature([*own[:-1], *(p for p in shared if p.kind is p.KEYWORD_ONLY)])
+    return task
+
+
 def _file_task(kind: str, read: Callable[[Path], Iterator[Row]]) -> Callable[..., Task]:
     """The task function for one kind of file; all kinds have the same arguments."""
 
-    def file_task(
-        *,
-        path: str,
-        validation_path: str | None = None,
-        test_path: str | None = None,
-        columns: Mapping[str, str] | None = None,
-        answer_format: str = "xml",
-        gold_format: str = "plain",
-        match: str = "value",
-        system: str | None = None,
-        validation_share: float = 0.05,
-        test_share: float = 0.05,
-        max_bad_share: float = 0.01,
-    ) -> Task:
-        """A task from files of your own.
+    def file_task(*, path: str, validation_path: str | None = None, test_path: str | None = None, **rest: Any) -> Task:
+        """A task from files of your own; a split without one is drawn from `path`. The rest is said at `table_task`."""
+        given = {"train": path, "validation": validation_path, "test": test_path}
+        return table_task(kind, functools.partial(_file, read), given, **rest)
 
-        columns: our names (question, answer, id) to the file's. Other columns go to Example.meta; without an id column
-            an example is called by its file and line.
-        answer_format: how the model is to answer: xml, hash, boxed or plain.
-        gold_format: how the gold stands in the answer column: xml, hash, boxed or plain.
-        match: when an answer is the gold: value (as text, number or formula), number, text (case and spaces aside) or
-            exact (every character).
-        validation_share, test_share: drawn from `path` by a hash of the question where the split has no file of its
-            own, so that a question asked twice stays in one split.
-        max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the
-            file it is drawn from.
-        """
-        return table_task(
-            kind,
-            functools.partial(_file, read),
-            {"train": path, "validation": validation_path, "test": test_path},
-            columns=columns,
-            answer_format=answer_format,
-            gold_format=gold_format,
-            match=match,
-            system=system,
-            validation_share=validation_share,
-            test_share=test_share,
-            max_bad_share=max_bad_share,
-        )
-
-    return file_task
+    return with_table_arguments(file_task)
 
 
 jsonl_task = _file_task("jsonl", read_jsonl)

@@ -13,6 +13,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from llm_grpo.config.schema import Config
 from llm_grpo.config.yaml_text import write_yaml
+from llm_grpo.errors import first_line
 
 NAMES = {WandbCallback: "W&B", TensorBoardCallback: "TensorBoard", TrackioCallback: "Trackio"}
 
@@ -38,7 +39,7 @@ class Dispensable:
             if event == "on_train_begin" and state.is_world_process_zero:
                 tell_config(self.logger, self.config.as_dict())
         except Exception as error:  # a service and its client: whatever they raise, the model is not their business
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            said = first_line(error)
             if event == "on_train_begin" and _went_offline(self.logger):
                 self._say(f"cannot be reached ({said}): logging offline, upload later with `wandb sync`.")
                 self._pass_on(event, args, state, control, **words)
