@@ -38,6 +38,7 @@ from llm_grpo.answers.vocabulary import (
 )
 
 _HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234")
+_DENIED = frozenset("\u274c\u2717\u2718\u2715\u2716\u274e\u26d4\U0001f6ab\u2796")  # pictures that deny or subtract
 _BEFORE_DIGITS = frozenset("([{*_`\"'")  # what may stand between a sign and its number
 _NOT_A_NOUN = FILLERS | BETWEEN_TWO | SPELLED.keys() | MULTIPLIERS.keys() | {"or", "point"}
 
@@ -123,13 +124,13 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
     """Between the copula and the number: no comparison, no function, no other number, no variable."""
     for place, token in enumerate(front):
         if token.kind == "sign":
-            applied = token.text == "(" and token.glued and place and front[place - 1].kind == "word"  # f(42)
+            applied = token.text == "(" and token.glued and place and _is_function(front[place - 1])  # f(42)
             if applied or token.text == "/" or (token.text not in "-+" and not _is_harmless_sign(front, place)):
                 return False
         elif token.kind == "word" and token.text not in SIGN_WORDS:
             if _denies(token) or token.text in LIMITING or token.text in LEADING:
                 return False
-            if token.text in UNCLEAR_COUNTS or _is_loose_count(front, place, number):
+            if token.text in UNCLEAR_COUNTS or _is_loose_count(front, place, number) or _is_taken_of(front, place):
                 return False
             following = front[place + 1] if place + 1 < len(front) else number
             if (
@@ -144,6 +145,17 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
             elif token.text in PLACING or (token.text in ("least", "most") and _behind_at(front, place)):
                 return False
     return True
+
+
+def _is_function(token: Token) -> bool:
+    return token.kind == "word" and token.text not in SIGN_WORDS
+
+
+def _is_taken_of(front: Sequence[Token], place: int) -> bool:
+    """Something of the number: the cosine of 60, tens of 42. `a profit of 42` describes a thing, and a total is one."""
+    if front[place].text != "of" or any(_is_function(token) for token in front[place + 1 :]):
+        return False
+    return not any(token.text in ("a", "an", "total") for token in front[max(0, place - 4) : place])
 
 
 def _is_harmless_rest(rest: Sequence[Token], value: Fraction) -> bool:
@@ -173,6 +185,8 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
     if word in PLACING:
         left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")
         return left or (before not in ("", "and", ",", "-", "(") and after.isalpha())
+    if (word == "to" and first and after == "the") or (word == "sq" and not any(t.kind == "word" for t in rest[place + 1 :])):
+        return False  # 5 to the third, 5 sq.
     if word in POWER_WORDS:
         return bool(place) and rest[place - 1].kind == "word"
     if word in COMPARATIVES:
@@ -207,7 +221,7 @@ def _is_harmless_sign(tokens: Sequence[Token], place: int) -> bool:
     if sign == "-":
         return False
     is_mark = unicodedata.category(sign)[0] == "M" and bool(place) and tokens[place - 1].kind == "word"
-    return sign in _HARMLESS_SIGNS or unicodedata.category(sign) == "So" or is_mark
+    return sign in _HARMLESS_SIGNS or (unicodedata.category(sign) == "So" and sign not in _DENIED) or is_mark
 
 
 def _behind_at(tokens: Sequence[Token], place: int) -> bool:
@@ -267,7 +281,7 @@ def _multiplied(rest: Sequence[Token], is_money: bool) -> tuple[Fraction | None,
         if many is None and factor == 1 and token is rest[0]:
             if token.glued:
                 many = SUFFIXES.get(token.said) or (MONEY_SUFFIXES.get(word) if is_money else None)
-            elif token.said == "k" or (is_money and token.said in ("m", "M", "b", "B", "K")):
+            elif token.said == "k" or (is_money and token.said in ("m", "M", "mm", "MM", "b", "B", "K")):
                 many = MONEY_SUFFIXES[word]
         if many is None:
             return factor, rest
