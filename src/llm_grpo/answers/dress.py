@@ -15,7 +15,7 @@ _QUOTES = dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4\u02bc\u2039\u203a"
 _INVISIBLE = dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", "")
 _WIDE = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}  # full-width forms of ASCII
 _TYPOGRAPHY = str.maketrans(
-    _SIGNS | _QUOTES | _INVISIBLE | _WIDE | {"\u2026": "...", "\u2044": "/", "\u2215": "/", "\u2236": ":", "\u3002": ".", "\u00ba": "\u00b0"}
+    _SIGNS | _QUOTES | _INVISIBLE | _WIDE | {"\u2026": "...", "\u2044": "/", "\u2215": "/", "\u2236": ":", "\u3002": ".", "\u3010": "[", "\u3011": "]", "\u00ba": "\u00b0"}
 )
 
 _WRAPPERS = (
@@ -29,6 +29,8 @@ _DEGREE = re.compile(r"\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\degrees?(?![a-zA-Z])|\
 _CURRENCIES = {r"\textdollar": "\uff04", r"\pounds": "\u00a3", r"\texteuro": "\u20ac", r"\euro": "\u20ac"}
 _CURRENCY = re.compile(r"\\(?:textdollar|pounds|texteuro|euro)(?![a-zA-Z])\s?")
 _TIE = re.compile(r"~(?=[a-zA-Z\\{])")  # LaTeX's space between a number and its unit; `~42` is about 42
+_MATHS = re.compile(r"^(?:\${1,2}|\\\(|\\\[)([^$\\]*(?:\\[^()\[\]][^$\\]*)*)(?:\${1,2}|\\\)|\\\])[.]?$")
+_INNERMOST = re.compile(rf"\\(?:{_WRAPPERS})\s?\{{([^{{}}\\]*)\}}")
 _BRACE = re.compile(r"\\?[{}]")
 
 
@@ -57,6 +59,7 @@ def unwrapped(text: str) -> str:
     """What stands in a wrapper around the whole text: `\\boxed{\\text{Paris}}` is Paris. Three deep at most."""
     for _ in range(3):
         text = text.strip()
+        text = _INNERMOST.sub(r"\1", _MATHS.sub(r"\1", text)).strip()
         opened = _OPENED.match(text)
         if not opened or closing_brace(text, opened.end()) != len(text) - 1:
             return text
