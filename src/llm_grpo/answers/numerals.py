@@ -13,15 +13,22 @@ from fractions import Fraction
 
 from llm_grpo.answers.dress import typed
 from llm_grpo.answers.phrases import Reading, read_side
-from llm_grpo.answers.tokens import plain, tokens_of
+from llm_grpo.answers.tokens import VULGAR, plain, tokens_of
+from llm_grpo.answers.vocabulary import MONEY, SYNONYMS
 
 MAX_NUMBER_CHARS = 500  # a longer text is prose, not a number; also keeps int() far from its quadratic regime
 
+_UNITS = "|".join(sorted({unit for unit in {**SYNONYMS, **MONEY} if unit.isalpha() and len(unit) > 2}))
 _LAST = re.compile(
-    r"(?:(?<![\w).])-|\b(?:minus|negative)\s)?[$\u20ac\u00a3]?(?<![\w^])\.?[0-9][0-9.,]*(?:/[0-9]+|[kKM]\b"
-    r"|\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?",
+    r"(?:(?<![\w).])-|\b(?:minus|negative)\s)?(?:[$\u20ac\u00a3]\s?)?-?(?<![\w^])(?:[0-9]{1,9}\s(?=[0-9]{1,9}/[0-9]))?"
+    r"\.?[0-9][0-9.,]*(?:[eE][-+]?[0-9]{1,3}\b|/[0-9]+|[kKM]\b"
+    r"|\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?"
+    rf"(?:\s?(?:%|\u00a2|(?:{_UNITS}|[ckm]m|kg|lb)s?\b))?",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"[\n;]|[.?:](?=\s)|[.]$|(?<![0-9])!")
+_NEXT_WORDS = re.compile(r"(?:\W*\w+)?(?:\W*\w{2,})?\W?")  # further away they speak of something else
+_JOINED = re.compile(r"[$\s]*(?:or|to|through|versus|vs|x|[-:/*+\u00d7\u00f7\u00b7])?[$\s]*")  # 41 or 42, 10:30, 100 - 42
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -51,7 +58,38 @@ def read_number(text: str) -> Reading | None:
 
 def last_number(text: str) -> str | None:
     """The last thing in a text that looks like a number, as written (`-5`, `1,234.50`, `1/2`, `3 million`), or None."""
+    return last_said(text)[0]
+
+
+def last_said(text: str) -> tuple[str | None, bool]:
+    """The last number of a text with its unit, and whether its sentence leaves it as it is.
+
+    A sentence does not where it says another value or none, by the rules of `read_number`: `not 42`, `5x`, `41 or 42`.
+    What stands before an earlier number or a comma is not looked at, nor what is further than two words behind it.
+    """
+    number = _last(typed(text))
+    if number is None and not VULGAR.search(text):
+        return None, False
+    line = next(line for line in reversed(text.split("\n")) if _last(typed(line)) or VULGAR.search(line))
+    piece = plain(line[-MAX_NUMBER_CHARS:])
+    found = [*_LAST.finditer(piece)]
+    if not found:
+        return number and number[0].rstrip(".,"), len(line) > MAX_NUMBER_CHARS
+    last = found[-1]
+    said = last[0].rstrip(".,")
+    start = max([0, *(cut.end() for cut in re.finditer(r",\s|[.;:?]\s", piece[: last.start()]))])
+    joined = len(found) > 1 and bool(_JOINED.fullmatch(piece, found[-2].end(), last.start()))
+    start = max(start, found[-2].end() if len(found) > 1 else 0)
+    ended = _SENTENCE.search(piece, last.start() + len(said))
+    behind = _NEXT_WORDS.match(piece, last.start() + len(said), ended.start() if ended else len(piece))
+    phrase = piece[start : behind.end()]
+    clear = not joined and parse_number(phrase) == parse_number(said)
+    same = number and parse_number(number[0]) == parse_number(said)
+    return (number[0].rstrip(".,") if number and same else said), clear
+
+
+def _last(text: str) -> re.Match[str] | None:
     found = None
-    for match in _LAST.finditer(typed(text)):
-        found = match[0]
-    return found.rstrip(".,") if found else None
+    for found in _LAST.finditer(text):
+        pass
+    return found

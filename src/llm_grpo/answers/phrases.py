@@ -20,6 +20,7 @@ from llm_grpo.answers.vocabulary import (
     COMPARATIVES,
     COPULAS,
     FILLERS,
+    GREEK,
     LEADING,
     LIMITING,
     MONEY,
@@ -180,7 +181,7 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
         return False
     if word in UNCLEAR_COUNTS:
         return before in ("per", "each", "every", "/")
-    if word in LIMITING or (word in ("least", "most") and _behind_at(rest, place)):
+    if word in LIMITING or word in GREEK or (word in ("least", "most") and _behind_at(rest, place)):
         return False
     if word in PLACING:
         left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")

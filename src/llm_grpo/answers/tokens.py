@@ -15,7 +15,7 @@ _APOSTROPHES = re.compile(r"(?<![0-9.'])[1-9][0-9]{0,2}(?:'[0-9]{3})+(?![0-9'])"
 _FRACTION = re.compile(r"\\(?:[dtcs]?|nice)frac\{(-?[0-9]+)\}\{([0-9]+)\}")
 _OVER = re.compile(r"(?<=[0-9])(?:\s?/\s?|\s?\\over\s?)(?=[0-9])")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac([0-9])([0-9])(?![0-9])")  # \frac12
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
 )
@@ -64,7 +64,7 @@ def plain(text: str) -> str:
     """Without what is only dress, and with one way to write a thing: 1,234 and 1/2 and 1.5e3."""
     text = typed(_GROUP_SPACE.sub("", text).replace("{,}", ","))
     text = _APOSTROPHES.sub(lambda m: m[0].replace("'", ""), text)
-    text = _VULGAR.sub(lambda m: _mixed(m, unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/")), text)
+    text = VULGAR.sub(lambda m: _mixed(m, unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/")), text)
     text = _FRACTION.sub(lambda m: _mixed(m, f"{m[1]}/{m[2]}"), _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text))
     text = _TEN.sub(lambda m: f"1{_exponent(m)}", _TIMES_TEN.sub(_exponent, text))
     text = _RUPEES.sub("\u20b9", _CODE.sub(r"\1 ", _SUMS_UP.sub("is", without_latex_dress(_AND.sub(" ", _OVER.sub("/", text))))))

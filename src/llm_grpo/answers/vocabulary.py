@@ -68,7 +68,7 @@ LIMITING = _words(
     "something tops exceed exceeds exceeding exceeded rounded rounding ballpark thereabouts etc without except "
     "excluding excludes instead unlike mille opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
     "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz ab abc bc binary hex hexadecimal octal quite squareroot virtually "
-    "practically scarcely nigh capped limited starting lacks fails alpha beta gamma delta epsilon theta lambda sigma omega phi psi"
+    "practically scarcely nigh capped limited starting lacks fails"
 )
 # In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
 PLACING = _words("over about around between up down different counting")
@@ -80,6 +80,7 @@ LEADING = _words(
     "good est logarithm sine cosine tangent"
 )
 # `42 more` is 42, `42 and more` is not.
+GREEK = _words("alpha beta gamma delta epsilon theta lambda sigma omega phi psi")  # variables, behind a number
 COMPARATIVES = _words("more less fewer greater larger smaller bigger higher lower change some then")
 POWER_WORDS = _words("squared cubed sqd")  # `8 squared` is 64; `8 meters squared` are 8
 AFTER_TIMES = _words("as per each every in more daily weekly monthly a")  # `5 times a day` is 5; `5 times x` is not
