@@ -15,7 +15,20 @@ _QUOTES = dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4\u02bc\u2039\u203a"
 _INVISIBLE = dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", "")
 _WIDE = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}  # full-width forms of ASCII
 _TYPOGRAPHY = str.maketrans(
-    _SIGNS | _QUOTES | _INVISIBLE | _WIDE | {"\u2026": "...", "\u2044": "/", "\u2215": "/", "\u2236": ":", "\u3002": ".", "\u3010": "[", "\u3011": "]", "\u00ba": "\u00b0"}
+    _SIGNS
+    | _QUOTES
+    | _INVISIBLE
+    | _WIDE
+    | {
+        "\u2026": "...",
+        "\u2044": "/",
+        "\u2215": "/",
+        "\u2236": ":",
+        "\u3002": ".",
+        "\u3010": "[",
+        "\u3011": "]",
+        "\u00ba": "\u00b0",
+    }
 )
 
 _WRAPPERS = (
@@ -23,7 +36,9 @@ _WRAPPERS = (
     r"|math(?:rm|bf|it|sf|tt|normal)|bm|boldsymbol"
 )
 _OPENED = re.compile(rf"\\(?:{_WRAPPERS})\s?(?=\{{)")
-_LOOKS = re.compile(r"\\(?:left|right|displaystyle|textstyle|big|Big|bigl|bigr|limits|bf|rm|it)(?![a-zA-Z])|\\(?:text)?color\s?\{[a-z]+\}|\\!")
+_LOOKS = re.compile(
+    r"\\(?:left|right|displaystyle|textstyle|big|Big|bigl|bigr|limits|bf|rm|it)(?![a-zA-Z])|\\(?:text)?color\s?\{[a-z]+\}|\\!"
+)
 _SPACE = re.compile(r"\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|\\[ ,;:>]|\\\\")
 _DEGREE = re.compile(r"\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\degrees?(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
 _CURRENCIES = {r"\textdollar": "\uff04", r"\pounds": "\u00a3", r"\texteuro": "\u20ac", r"\euro": "\u20ac"}
@@ -46,7 +61,13 @@ def typed(text: str) -> str:
 
 def without_latex_dress(text: str) -> str:
     """The text without LaTeX that only says how it looks. An escaped `$` is a currency (\uff04), a pair of them not."""
-    text = _CURRENCY.sub(lambda m: _CURRENCIES[m[0].strip()], text).replace("\\$", "\uff04").replace("\\%", "%").replace("\\#", "#").replace("\\&", "&")
+    text = (
+        _CURRENCY.sub(lambda m: _CURRENCIES[m[0].strip()], text)
+        .replace("\\$", "\uff04")
+        .replace("\\%", "%")
+        .replace("\\#", "#")
+        .replace("\\&", "&")
+    )
     text = _SPACE.sub(" ", _LOOKS.sub("", _DEGREE.sub("\u00b0", text)))
     if "\\" in text:
         text = _TIE.sub(" ", text)

@@ -26,9 +26,13 @@ _LAST = re.compile(
     rf"(?:\s?(?:%|\u00a2|(?:{_UNITS}|[ckm]m|kg|lb)s?\b))?",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"[\n;]|[.?:](?=\s)|[.]$|(?<![0-9])!")
-_NEXT_WORDS = re.compile(r"(?:\W*\w+)?(?:\W*\w{2,})?\W?")  # further away they speak of something else
-_JOINED = re.compile(r"[$\s]*(?:or|to|through|versus|vs|x|[-:/*+\u00d7\u00f7\u00b7])?[$\s]*")  # 41 or 42, 10:30, 100 - 42
+_SENTENCE = re.compile(r"[\n;]|(?<!sq)[.?:](?=\s)|[.]$|(?<![0-9])!")
+_NEXT_WORDS = re.compile(r"(?:\W*\w+)?(?:/\w+|\W*\w{2,})?\W?")  # further away they speak of something else
+_CUT = re.compile(r"[,.;:?]\s")
+_NUMBER = re.compile(rf"[0-9]|{VULGAR.pattern}")
+_JOINED = re.compile(
+    r"[$\s]*(?:or|to|through|versus|vs|x|[-:/*+\u00d7\u00f7\u00b7])?[$\s]*"
+)  # 41 or 42, 10:30, 100 - 42
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -67,29 +71,34 @@ def last_said(text: str) -> tuple[str | None, bool]:
     A sentence does not where it says another value or none, by the rules of `read_number`: `not 42`, `5x`, `41 or 42`.
     What stands before an earlier number or a comma is not looked at, nor what is further than two words behind it.
     """
-    number = _last(typed(text))
-    if number is None and not VULGAR.search(text):
+    line = next((line for line in reversed(text.split("\n")) if _NUMBER.search(line)), None)
+    if line is None:
         return None, False
-    line = next(line for line in reversed(text.split("\n")) if _last(typed(line)) or VULGAR.search(line))
+    written = _last(typed(line))
     piece = plain(line[-MAX_NUMBER_CHARS:])
     found = [*_LAST.finditer(piece)]
-    if not found:
-        return number and number[0].rstrip(".,"), len(line) > MAX_NUMBER_CHARS
-    last = found[-1]
-    said = last[0].rstrip(".,")
-    start = max([0, *(cut.end() for cut in re.finditer(r",\s|[.;:?]\s", piece[: last.start()]))])
-    joined = len(found) > 1 and bool(_JOINED.fullmatch(piece, found[-2].end(), last.start()))
-    start = max(start, found[-2].end() if len(found) > 1 else 0)
-    ended = _SENTENCE.search(piece, last.start() + len(said))
-    behind = _NEXT_WORDS.match(piece, last.start() + len(said), ended.start() if ended else len(piece))
-    phrase = piece[start : behind.end()]
-    clear = not joined and parse_number(phrase) == parse_number(said)
-    same = number and parse_number(number[0]) == parse_number(said)
-    return (number[0].rstrip(".,") if number and same else said), clear
+    if not found:  # too far from the end to be looked at, or nothing that stands by itself: \\sqrt42
+        return written, len(line) > MAX_NUMBER_CHARS
+    said = found[-1][0].rstrip(".,")
+    value = parse_number(said)
+    clear = value is not None and value == parse_number(_phrase(piece, found, said))
+    return (written if written and parse_number(written) == value else said), clear
 
 
-def _last(text: str) -> re.Match[str] | None:
+def _phrase(piece: str, found: list[re.Match[str]], said: str) -> str:
+    """What is said with the last of the numbers that were found, up to two words behind it; with the number before, if
+    only a sign or a word like `or` stands between the two."""
+    start, before = found[-1].start(), found[-2].end() if len(found) > 1 else 0
+    if before and _JOINED.fullmatch(piece, before, start):
+        return piece[found[-2].start() :]
+    begin = max([before, *(cut.end() for cut in _CUT.finditer(piece, before, start))])
+    ended = _SENTENCE.search(piece, start + len(said))
+    behind = _NEXT_WORDS.match(piece, start + len(said), ended.start() if ended else len(piece))
+    return piece[begin : behind.end() if behind else None]
+
+
+def _last(text: str) -> str | None:
     found = None
-    for found in _LAST.finditer(text):
-        pass
-    return found
+    for match in _LAST.finditer(text):
+        found = match[0]
+    return found.rstrip(".,") if found else None

@@ -125,21 +125,18 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
     """Between the copula and the number: no comparison, no function, no other number, no variable."""
     for place, token in enumerate(front):
         if token.kind == "sign":
-            applied = token.text == "(" and token.glued and place and _is_function(front[place - 1])  # f(42)
+            applied = token.text == "(" and token.glued and place and _is_noun(front[place - 1])  # f(42)
             if applied or token.text == "/" or (token.text not in "-+" and not _is_harmless_sign(front, place)):
                 return False
         elif token.kind == "word" and token.text not in SIGN_WORDS:
-            if _denies(token) or token.text in LIMITING or token.text in LEADING:
+            if _denies(token) or token.text in LIMITING | LEADING | UNCLEAR_COUNTS:
                 return False
-            if token.text in UNCLEAR_COUNTS or _is_loose_count(front, place, number) or _is_taken_of(front, place):
+            if _is_loose_count(front, place, number) or _is_taken_of(front, place):
                 return False
             following = front[place + 1] if place + 1 < len(front) else number
-            if (
-                len(token.text) == 1
-                and token.text not in "ai"
-                and not (token.said.isupper() and following.kind == "word")
-            ):
-                return False  # a variable; Building C has 59 floors
+            names = token.said.isupper() and following.kind == "word"  # Building C has 59 floors
+            if len(token.text) == 1 and token.text not in "ai" and not names:
+                return False  # a variable
             if token.text in ("up", "down"):  # he picked up 10 cans; up to 10
                 if following.text == "to" or place == 0:
                     return False
@@ -148,13 +145,9 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
     return True
 
 
-def _is_function(token: Token) -> bool:
-    return token.kind == "word" and token.text not in SIGN_WORDS
-
-
 def _is_taken_of(front: Sequence[Token], place: int) -> bool:
     """Something of the number: the cosine of 60, tens of 42. `a profit of 42` describes a thing, and a total is one."""
-    if front[place].text != "of" or any(_is_function(token) for token in front[place + 1 :]):
+    if front[place].text != "of" or any(_is_noun(token) for token in front[place + 1 :]):
         return False
     return not any(token.text in ("a", "an", "total") for token in front[max(0, place - 4) : place])
 
@@ -186,8 +179,8 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
     if word in PLACING:
         left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")
         return left or (before not in ("", "and", ",", "-", "(") and after.isalpha())
-    if (word == "to" and first and after == "the") or (word == "sq" and not any(t.kind == "word" for t in rest[place + 1 :])):
-        return False  # 5 to the third, 5 sq.
+    if word in ("to", "sq") and first:  # 5 to the third, 5 sq.
+        return after not in ("the", "", ".")
     if word in POWER_WORDS:
         return bool(place) and rest[place - 1].kind == "word"
     if word in COMPARATIVES:
@@ -228,6 +221,10 @@ def _is_harmless_sign(tokens: Sequence[Token], place: int) -> bool:
 def _behind_at(tokens: Sequence[Token], place: int) -> bool:
     """at least, at the very most; the most is no bound by itself."""
     return any(token.text == "at" for token in tokens[max(0, place - 3) : place])
+
+
+def _is_noun(token: Token) -> bool:
+    return token.kind == "word" and token.text not in SIGN_WORDS
 
 
 def _denies(token: Token) -> bool:

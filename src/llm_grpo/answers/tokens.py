@@ -42,7 +42,9 @@ _TOKEN = re.compile(
     r"|(?P<money>(?<![^\W\d_])(?:[A-Z]{1,2}|U\.S\.\s?)?[$\uff04]|[\u00a2\u00a3\u00a5\u20a0-\u20c0])"
     r"|(?P<word>[^\W\d_]+(?:'[^\W\d_]+)*)|(?P<sign>\S)"
 )
-_DIGITS = re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3})(?:\.[0-9]+)?|\.[0-9]+")  # 10,00,000 is Indian
+_DIGITS = re.compile(
+    r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3})(?:\.[0-9]+)?|\.[0-9]+"
+)  # 10,00,000 is Indian
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,16 @@ def plain(text: str) -> str:
     text = VULGAR.sub(lambda m: _mixed(m, unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/")), text)
     text = _FRACTION.sub(lambda m: _mixed(m, f"{m[1]}/{m[2]}"), _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text))
     text = _TEN.sub(lambda m: f"1{_exponent(m)}", _TIMES_TEN.sub(_exponent, text))
-    text = _RUPEES.sub("\u20b9", _CODE.sub(r"\1 ", _SUMS_UP.sub("is", without_latex_dress(_AND.sub(" ", _OVER.sub("/", text))))))
+    text = _RUPEES.sub(
+        "\u20b9", _CODE.sub(r"\1 ", _SUMS_UP.sub("is", without_latex_dress(_AND.sub(" ", _OVER.sub("/", text)))))
+    )
     text = re.sub(r"(?<=[0-9])[{}]+(?=[0-9])", " ", text).replace("{", "").replace("}", "")
-    return _LABEL.sub("", _UNIT_POWER.sub("", _DASH.sub("", _HALVES.sub(r"\1m", text)).replace("per cent", "percent").replace("may be", "maybe")))
+    return _LABEL.sub(
+        "",
+        _UNIT_POWER.sub(
+            "", _DASH.sub("", _HALVES.sub(r"\1m", text)).replace("per cent", "percent").replace("may be", "maybe")
+        ),
+    )
 
 
 def tokens_of(text: str) -> list[Token]:

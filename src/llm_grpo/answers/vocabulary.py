@@ -42,8 +42,8 @@ SUFFIXES |= {
 MONEY_SUFFIXES = {"k": 10**3, "m": 10**6, "mm": 10**6, "b": 10**9, "t": 10**12}
 # Number or thing, nobody can tell: four score, the score; three quarters of a mile, three quarters of a dollar each.
 UNCLEAR_COUNTS = _words(
-    "score scores gross grand quarter quarters mil mega giga mill mio mrd trn thou thsd lac doz myriad googol fold ppm bps "
-    "basis zillion quintillion sextillion septillion octillion"
+    "score scores gross grand quarter quarters mil mega giga mill mio mrd trn thou thsd lac doz myriad googol fold ppm "
+    "bps basis zillion quintillion sextillion septillion octillion"
 )
 
 _UNITS = (
@@ -58,8 +58,8 @@ CHANGING = _words(
     "not no never neither either nor none nobody nothing cannot cant false untrue wrong incorrect undefined "
     "impossible half twice thrice double doubled triple tripled treble quadruple quadrupled halved multiplied divided "
     "maybe perhaps possibly probably factorial modulo repeating recurring infinity infinite infinitely imaginary "
-    "versus vs unlikely doubt doubtful inverted might could unequal isnt arent wasnt werent aint dont doesnt didnt wont "
-    "wouldnt couldnt shouldnt hasnt havent"
+    "versus vs unlikely doubt doubtful inverted might could unequal isnt arent wasnt werent aint dont doesnt didnt "
+    "wont wouldnt couldnt shouldnt hasnt havent"
 )
 # In the phrase: comparison, range, rounding, condition, another base, an operation or a function that is left open.
 LIMITING = _words(
@@ -67,8 +67,8 @@ LIMITING = _words(
     "almost circa ca barely under below above beneath beyond upward upwards onward onwards estimated estimate ish odd "
     "something tops exceed exceeds exceeding exceeded rounded rounding ballpark thereabouts etc without except "
     "excluding excludes instead unlike mille opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
-    "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz ab abc bc binary hex hexadecimal octal quite squareroot virtually "
-    "practically scarcely nigh capped limited starting lacks fails"
+    "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz ab abc bc binary hex hexadecimal octal quite squareroot "
+    "virtually practically scarcely nigh capped limited starting lacks fails"
 )
 # In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
 PLACING = _words("over about around between up down different counting")
