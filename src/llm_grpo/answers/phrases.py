@@ -39,7 +39,7 @@ from llm_grpo.answers.vocabulary import (
 )
 
 _HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234")
-_DENIED = frozenset("\u274c\u2717\u2718\u2715\u2716\u274e\u26d4\U0001f6ab\u2796")  # pictures that deny or subtract
+_DENIED = frozenset("\u274c\u2717\u2718\u2715\u2716\u274e\u26d4\U0001f6ab\u2796")  # pictures of a no
 _BEFORE_DIGITS = frozenset("([{*_`\"'")  # what may stand between a sign and its number
 _NOT_A_NOUN = FILLERS | BETWEEN_TWO | SPELLED.keys() | MULTIPLIERS.keys() | {"or", "point"}
 
@@ -97,7 +97,7 @@ def _reading(value: Fraction, front: Sequence[Token], rest: Sequence[Token]) -> 
 
 def _names_a_unit(rest: Sequence[Token], place: int) -> bool:
     token = rest[place]
-    if token.text in ("%", "\u00b0"):
+    if token.text in "%\u00b0":
         return True
     is_last = place == len(rest) - 1 or rest[place + 1].kind != "word"
     return token.kind == "word" and (token.text not in FILLERS or (token.text == "in" and is_last and not place))
@@ -133,7 +133,7 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
                 return False
             if _is_loose_count(front, place, number) or _is_taken_of(front, place):
                 return False
-            following = front[place + 1] if place + 1 < len(front) else number
+            following = [*front, number][place + 1]
             names = token.said.isupper() and following.kind == "word"  # Building C has 59 floors
             if len(token.text) == 1 and token.text not in "ai" and not names:
                 return False  # a variable
@@ -180,7 +180,7 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
         left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")
         return left or (before not in ("", "and", ",", "-", "(") and after.isalpha())
     if word in ("to", "sq") and first:  # 5 to the third, 5 sq.
-        return after not in ("the", "", ".")
+        return after != "the" and any(other.kind == "word" for other in rest[place + 1 :])
     if word in POWER_WORDS:
         return bool(place) and rest[place - 1].kind == "word"
     if word in COMPARATIVES:
@@ -256,8 +256,7 @@ def _sign(front: Sequence[Token], number: Token, *, loose: bool) -> int | None:
     places = [place for place, token in enumerate(front) if token.text in SIGN_WORDS]
     if not places:
         return 1
-    at = places[0]
-    token, behind = front[at], [*front[at + 1 :], number]
+    at, token, behind = places[0], front[places[0]], [*front[places[0] + 1 :], number]
     opened = all(other.kind == "money" or other.text in _BEFORE_DIGITS for other in behind[:-1])
     if len(places) > 1 or not opened:
         return None
@@ -289,9 +288,9 @@ def _multiplied(rest: Sequence[Token], is_money: bool) -> tuple[Fraction | None,
 
 def _says_it_again(between: Sequence[Token], sign: int, factor: Fraction) -> bool:
     """42 apples are 42: the same number twice, with nothing between that reckons with the two."""
-    words = [token.text for token in between if token.kind == "word"]
+    words = {token.text for token in between if token.kind == "word"}
     quiet = all(token.kind != "sign" or token.text in ".()*:" for token in between)
-    bad = any(w in BETWEEN_TWO or w in LIMITING or w in CHANGING or w in SIGN_WORDS or w in MULTIPLIERS for w in words)
+    bad = words & (BETWEEN_TWO | LIMITING | CHANGING | SIGN_WORDS.keys() | MULTIPLIERS.keys())
     return bool(words) and quiet and not bad and sign == 1 and factor == 1
 
 

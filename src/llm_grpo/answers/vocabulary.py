@@ -67,7 +67,8 @@ LIMITING = _words(
     "almost circa ca barely under below above beneath beyond upward upwards onward onwards estimated estimate ish odd "
     "something tops exceed exceeds exceeding exceeded rounded rounding ballpark thereabouts etc without except "
     "excluding excludes instead unlike mille opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
-    "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz ab abc bc binary hex hexadecimal octal quite squareroot "
+    "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz "
+    "ab abc bc binary hex hexadecimal octal quite squareroot "
     "virtually practically scarcely nigh capped limited starting lacks fails"
 )
 # In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
