@@ -38,7 +38,7 @@ from llm_grpo.answers.vocabulary import (
     unit_of,
 )
 
-_HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234")
+_HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234\u2022")
 _DENIED = frozenset("\u274c\u2717\u2718\u2715\u2716\u274e\u26d4\U0001f6ab\u2796")  # pictures of a no
 _BEFORE_DIGITS = frozenset("([{*_`\"'")  # what may stand between a sign and its number
 _NOT_A_NOUN = FILLERS | BETWEEN_TWO | SPELLED.keys() | MULTIPLIERS.keys() | {"or", "point"}
