@@ -512,7 +512,84 @@ TEXTS = [
     ("\uff21", "A", True, "a full-width letter"),
 ]
 
-TABLES = [SIGNS, MULTIPLIERS, OPERATIONS, COMPARISONS, DENIALS, UNITS, NUMERALS, LATEX, TEXTS]
+HOSTILE = [
+    ("neg 5", "5", False, "a sign, shortened"),
+    ("a negative 5", "-5", True, "a sign behind an article"),
+    ("minus(5)", "-5", True, "a sign is no function"),
+    ("\u27965", "5", False, "a picture of a minus"),
+    ("5 Mio.", "5", False, "a million of another language"),
+    ("5 mill", "5", False, "a million or a mill"),
+    ("5 thou", "5", False, "a thousand"),
+    ("5 quintillion", "5", False, "a multiplier without a row"),
+    ("5 ppm", "5", False, "a millionth"),
+    ("5 basis points", "5", False, "a ten-thousandth"),
+    ("$5 MM", "5", False, "millions behind a blank"),
+    ("$5 MM", "5000000", True, "millions behind a blank"),
+    ("2 and 1/2", "2.5", True, "mixed, in words"),
+    ("1 / 2", "0.5", True, "blanks about the bar"),
+    ("1\u22152", "0.5", True, "a division slash"),
+    ("10,00,000", "1000000", True, "Indian thousands"),
+    ("1,00,00", "10000", False, "nobody's thousands"),
+    ("Rs. 500/-", "500", True, "an Indian price"),
+    ("500,- kr", "500", True, "a Scandinavian price"),
+    ("NT$20", "20", True, "any country's dollar"),
+    ("5 p.m.", "5", True, "half of the day"),
+    ("5\u3002", "5", True, "a full stop of another script"),
+    ("cosine of 60", "60", False, "a function in words"),
+    ("the absolute value of 5", "5", False, "a function in words"),
+    ("tens of 42", "42", False, "something of the number"),
+    ("on the order of 42", "42", False, "roughly"),
+    ("a profit of 42", "42", True, "a thing that the number describes"),
+    ("a total of 42", "42", True, "a thing that the number describes"),
+    ("5 to the third power", "5", False, "a power in words"),
+    ("5 sq", "5", False, "squared"),
+    ("5 sq. ft.", "5", True, "of a unit"),
+    ("5C2", "5", False, "a binomial, no coulomb squared"),
+    ("5 g^2", "5", False, "no unit, so perhaps a variable"),
+    ("5 theta", "5", False, "a variable in words"),
+    ("sinh 5", "5", False, "a function"),
+    ("&gt; 42", "42", False, "a comparison as HTML writes it"),
+    ("capped at 42", "42", False, "at most"),
+    ("virtually 42", "42", False, "roughly"),
+    ("doesnt equal 42", "42", False, "denied, without its apostrophe"),
+    ("42 \u274c", "42", False, "a picture that denies"),
+    ("42 \u2713", "42", True, "one that does not"),
+    (r"\textcolor{red}{42}", "42", True, "a colour"),
+    (r"{\bf 42}", "42", True, "bold of old"),
+    (r"\boldsymbol{42}", "42", True, "bold"),
+    (r"\pounds 42", "42", True, "a currency's name"),
+    (r"\nicefrac{1}{2}", "0.5", True, "another fraction"),
+    (r"1 \over 2", "0.5", True, "a fraction of old"),
+    ("x^2 + 1", "x\u00b2+1", True, "a raised digit in a formula"),
+    ("2\u221a3", r"2\sqrt{3}", True, "a typed root"),
+    ("sqrt(2)", r"\sqrt{2}", True, "a root as code has it"),
+    ("\u03c0/2", r"\frac{\pi}{2}", True, "a typed constant"),
+    ("(-\u221e, 5]", r"(-\infty,5]", True, "a typed interval"),
+    ("x\u22655", r"x \geq 5", True, "a typed comparison"),
+    ("x\u22655", r"x \leq 5", False, "another comparison"),
+    ("\u2022 42", "42", True, "a bullet"),
+    ("3+2x", "2x+3", True, "a sum in another order"),
+    ("2*x + 3", "2x+3", True, "a product as code has it"),
+    ("$(3,4)$", "(3,4)", True, "mathematics around a pair"),
+    ("(3,4)", r"\{3,4\}", False, "a pair is no set"),
+    ("(3,4]", r"(3,\frac{8}{2})", False, "open is not closed"),
+    ("1,234", "1, 234", False, "a number is no list"),
+    ("Option A", "A", True, "a choice, named"),
+    ("The answer is (A).", "A", True, "a choice in a sentence"),
+    ("**Answer:** A", "A", True, "emphasis"),
+    ("[A]", "A", True, "a choice in brackets"),
+    ("(\\text{A})", "A", True, "a box of text inside"),
+    ("The answer is not A", "A", False, "denied"),
+    ("A+", "A", False, "a mark is no choice"),
+    ("The answer is Paris.", "Paris", True, "polite"),
+    ("Yes!", "yes", True, "a cheer"),
+    ("n!", "n", False, "a factorial is no cheer"),
+    ("__Paris__", "Paris", True, "emphasis"),
+    (r"\text{New }\text{York}", "New York", True, "two boxes of text"),
+    ("it\u02bcs", "it's", True, "a letter apostrophe"),
+]
+
+TABLES = [SIGNS, MULTIPLIERS, OPERATIONS, COMPARISONS, DENIALS, UNITS, NUMERALS, LATEX, TEXTS, HOSTILE]
 
 
 @pytest.mark.parametrize(("text", "gold", "same", "why"), [row for table in TABLES for row in table])
@@ -559,3 +636,32 @@ LENIENT = [
 def test_the_last_number_brings_what_changes_it(text: str, gold: str, why: str) -> None:
     judged = judge_xml(text, gold)
     assert judged.lenient and not judge_xml(text, gold.strip("-").rstrip("0")).lenient, why
+
+
+PROSE = [
+    ("The answer is not 42", "42", False, "denied"),
+    ("So it is less than 42", "42", False, "a comparison"),
+    ("so \u221a42", "42", False, "a root"),
+    (r"It is \sqrt{42}", "42", False, "a root"),
+    ("so the answer is 5x", "5", False, "a variable"),
+    ("so 5!", "5", False, "a factorial"),
+    ("18, not sure", "18", False, "in doubt"),
+    ("100 - 18", "18", False, "a difference"),
+    ("41 or 42", "42", False, "a hedge"),
+    ("so 10:30", "30", False, "a time"),
+    ("so it is 5 km", "5 miles", False, "another unit"),
+    ("so it is 80 cents", "$80", False, "a hundredth"),
+    ("so it is 80 cents", "$0.80", True, "the same money"),
+    (r"so \frac{1}{2}", "1/2", True, "a fraction in LaTeX"),
+    (r"so 1.5 \times 10^{3}", "1500", True, "scientific"),
+    ("so 2\u00bd", "2.5", True, "mixed"),
+    (r"so 10,\!236", "10236", True, "LaTeX thousands"),
+    ("6 x 7 = 42 apples in all.", "42", True, "a result"),
+    ("The rest, 40 - 30 = 10 adults, did not wear blue.", "10", True, "a denial of something else"),
+    ("Not counting Bob, they have 42.", "42", True, "a denial of something else"),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "right", "why"), PROSE)
+def test_the_last_number_counts_as_its_sentence_leaves_it(text: str, gold: str, right: bool, why: str) -> None:
+    assert all(judge(text, gold).lenient is right for judge in (judge_xml, judge_hash, judge_plain, judge_boxed)), why

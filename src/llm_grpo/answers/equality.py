@@ -7,13 +7,19 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from llm_grpo.answers.dress import typed, unwrapped
-from llm_grpo.answers.latex import same_latex
+from llm_grpo.answers.latex import as_latex, same_latex
 from llm_grpo.answers.numerals import Reading, parse_number, read_number
 from llm_grpo.answers.vocabulary import MEASURES
 
 _ABOUT_SIGNS = re.compile(r"\s*([^\w\s'\"])\s*")  # blanks beside a sign say nothing: (3, 4) and 2x + 3
 _GOES_ON = re.compile(r"[0-9]\.\.+$")  # 0.333... is not 0.333
-_CHOICE = re.compile(r"^\(?([a-z])\)$")
+_CHOICE = re.compile(r"^[(\[{]?([a-z])[)\]}:]$")
+_LEAD = re.compile(  # what people say before an answer
+    r"^(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:(?:final|correct|right|best) )?"
+    r"(?:(?:answer|option|choice)(?: is:?|:|(?= [(\[]?[a-z][)\]]?$))|it is|it's)[*_]* (?=\S)"
+)
+_PUNCTUATED = re.compile(r"(?<=[^\W\d_]{2})[!,;:]+$")  # but 5! and n! are factorials
+_UNDERLINED = re.compile(r"^(_{1,2})([^_]+)\1$")
 _HUNDREDTHS = {"cent": ("dollar", "euro"), "pence": ("pound",)}
 
 
@@ -28,14 +34,14 @@ def same_answer(given: str | None, gold: str) -> bool:
     """
     if given is None or not _normal(given):
         return False
-    if _normal(given) == _normal(gold):
+    if _said(given) == _said(gold):
         return True
     mine, theirs = read_number(given), read_number(gold)
     if mine and theirs:
         return _same_reading(mine, theirs)
-    if theirs is None and _closed_up(given) == _closed_up(gold):  # a blank would make a list of a number: 1, 234
+    if not (mine or theirs) and _closed_up(given) == _closed_up(gold):  # a blank would make a list of a number: 1, 234
         return True
-    return same_latex(given, gold)
+    return same_latex(given, gold) if mine or theirs else same_latex(as_latex(given), as_latex(gold))
 
 
 def same_number(given: str | None, gold: str) -> bool:
@@ -82,10 +88,16 @@ def _coins(small: Reading, whole: Reading) -> bool:
 def _normal(text: str) -> str:
     """Case, spaces, typography, emphasis, a LaTeX wrapper, the brackets of a choice `(A)` and the full stop do not make
     another answer. A leading point does (`.5`), and so does a superscript: it would become a digit."""
-    text = " ".join(unwrapped(typed(text)).casefold().split()).lstrip("*`\"'").rstrip(" *`\"'")
+    text = " ".join(unwrapped(typed(text)).replace("\\&", "&").casefold().split()).lstrip("*`\"'").rstrip(" *`\"'")
     text = text if _GOES_ON.search(text) else text.rstrip(". *`\"'")
     return _CHOICE.sub(r"\1", text)
 
 
+def _said(text: str) -> str:
+    """Without what is said before it: `The answer is (A).` is A, and so is `Option A`."""
+    said = _PUNCTUATED.sub("", _LEAD.sub("", _normal(text)).lstrip("*` "))
+    return _CHOICE.sub(r"\1", _UNDERLINED.sub(r"\2", said))
+
+
 def _closed_up(text: str) -> str:
-    return _ABOUT_SIGNS.sub(r"\1", _normal(text))
+    return _ABOUT_SIGNS.sub(r"\1", _said(as_latex(text)))

@@ -19,7 +19,7 @@ from llm_grpo.answers.formats import (
     well_formed,
     write_answer,
 )
-from llm_grpo.answers.numerals import last_number, parse_number
+from llm_grpo.answers.numerals import last_number, last_said, parse_number
 from llm_grpo.records import Judgement
 
 __all__ = [
@@ -53,23 +53,23 @@ Same = Callable[["str | None", str], bool]
 def judge_xml(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers in `<answer>` behind `<reasoning>`. Lenient reads the last answer block, else the last number."""
     tagged = extract_xml_answer(text)
-    extracted = tagged if tagged is not None else _loose(text, gold)
-    formatted, right = well_formed(text), same(extracted, gold)
+    extracted, clear = (tagged, True) if tagged is not None else _loose(text, gold)
+    formatted, right = well_formed(text), clear and same(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
 
 
 def judge_hash(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers behind `####`, which stands once with something behind it on its line, and nothing after that."""
     marked = extract_hash_answer(text)
-    extracted = marked if marked is not None else _loose(text, gold)
-    formatted, right = FORMATS["hash"](text), same(extracted, gold)
+    extracted, clear = (marked, True) if marked is not None else _loose(text, gold)
+    formatted, right = FORMATS["hash"](text), clear and same(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
 
 
 def judge_boxed(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers in `\\boxed{}`, once, with prose around it. Lenient reads the last box, else the last number."""
-    extracted = _loose(text, gold)
-    formatted, right = FORMATS["boxed"](text), same(extracted, gold)
+    extracted, clear = _loose(text, gold)
+    formatted, right = FORMATS["boxed"](text), clear and same(extracted, gold)
     return Judgement(extracted, strict=formatted and right, lenient=right, formatted=formatted)
 
 
@@ -77,18 +77,21 @@ def judge_plain(text: str, gold: str, same: Same = same_answer) -> Judgement:
     """For answers that are the whole completion: one line. Lenient reads the last number or the last line."""
     whole, formatted = text.strip(), is_one_line(text)
     strict = formatted and same(whole, gold)
-    extracted = whole if strict else _loose(text, gold)
-    return Judgement(extracted, strict=strict, lenient=strict or same(extracted, gold), formatted=formatted)
+    extracted, clear = (whole, True) if strict else _loose(text, gold)
+    return Judgement(extracted, strict=strict, lenient=clear and same(extracted, gold), formatted=formatted)
 
 
-def _loose(text: str, gold: str) -> str | None:
-    """Where a person would look without the mark: the last box, else the last number (gold: a number) or line."""
+def _loose(text: str, gold: str) -> tuple[str | None, bool]:
+    """Where a person would look without the mark: the last box, else the last number (gold: a number) or line.
+
+    And whether what stands around leaves it as it is: `It is not 42` says a number and no answer.
+    """
     boxed = extract_boxed_answer(text)
     if boxed:
-        return boxed
+        return boxed, True
     if parse_number(gold) is not None:
-        return last_number(text)
-    return text.strip().rpartition("\n")[2] or None
+        return last_said(text)
+    return text.strip().rpartition("\n")[2] or None, True
 
 
 JUDGES: dict[str, Callable[..., Judgement]] = {

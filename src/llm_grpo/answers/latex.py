@@ -13,12 +13,26 @@ from __future__ import annotations
 import logging
 import math
 import re
+import unicodedata
 from typing import Any
 
 MAX_LATEX_CHARS = 100
 _DIGITS = 300
 
 _DRESS = re.compile(r"\\(?:boxed|left|right|quad|displaystyle)(?![a-zA-Z])|\\[()\[\] ,;:!%]|\$")
+_TYPED = [  # what a keyboard or Unicode has for LaTeX
+    (re.compile(r"(?:\u221a|(?<![a-zA-Z\\])sqrt)\s?(?:\(([^()]*)\)|([0-9]+|[a-z]))"), r"\\sqrt{\1\2}"),
+    (re.compile(r"\u03c0|(?<![a-zA-Z\\])pi(?![a-zA-Z])"), r"\\pi "),
+    (re.compile(r"\u221e"), r"\\infty "),
+    (re.compile(r"\u2264|\\leq?(?![a-zA-Z])"), r"\\leq "),
+    (re.compile(r"\u2265|\\geq?(?![a-zA-Z])"), r"\\geq "),
+    (re.compile(r"\u2260|\\neq?(?![a-zA-Z])"), r"\\neq "),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\u00d7"), r"\\times "),
+    (re.compile(r"[\u00b7\u22c5*]"), r"\\cdot "),
+]
+_RAISED = re.compile("[\u00b2\u00b3\u00b9\u2070\u2074-\u2079\u207b]+")
+_SUM = re.compile(r"[\w)]\s?[+]\s?[\w(]|\)\s?\(")
 _NAMED = re.compile(r"^\s*[a-zA-Z]\s*=")  # `x = 42` is 42
 _TOKEN = re.compile(
     r"\\(?:[dt]?frac|sqrt|pi|cdot|times|div)(?![a-zA-Z])|\\[{}]"  # the commands that stay tame, and sets
@@ -32,10 +46,25 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 
 def same_latex(given: str, gold: str) -> bool:
     """Whether two short formulas, one of them LaTeX or with a power, have the same value. Both may be anything."""
-    if not any(mark in given + gold for mark in "\\^") or len(given) > MAX_LATEX_CHARS or len(gold) > MAX_LATEX_CHARS:
+    if max(len(given), len(gold)) > MAX_LATEX_CHARS:
+        return False
+    if not any(mark in given + gold for mark in "\\^") and not (_SUM.search(given) and _SUM.search(gold)):
         return False
     mine, theirs = _undressed(given), _undressed(gold)
-    return _is_tame(mine) and _is_tame(theirs) and _verified(mine, theirs)
+    return _brackets(mine) == _brackets(theirs) and _is_tame(mine) and _is_tame(theirs) and _verified(mine, theirs)
+
+
+def as_latex(text: str) -> str:
+    """With LaTeX for what is typed or Unicode: \u221a2, sqrt(2), \u03c0, x\u00b2, 2**5, 2\u00b7x."""
+    for pattern, latex in _TYPED:
+        text = pattern.sub(latex, text)
+    return _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}".replace("\u2212", "-"), text)
+
+
+def _brackets(formula: str) -> str:
+    """The ends of a list or an interval: (3, 4] is not [3, 4), nor a set."""
+    ends = formula.removeprefix("\\")[:1] + formula[-1:]
+    return "".join(end for end in ends if end in "()[]{}") if "," in formula else ""
 
 
 def _undressed(text: str) -> str:

@@ -20,6 +20,7 @@ from llm_grpo.answers.vocabulary import (
     COMPARATIVES,
     COPULAS,
     FILLERS,
+    GREEK,
     LEADING,
     LIMITING,
     MONEY,
@@ -37,7 +38,8 @@ from llm_grpo.answers.vocabulary import (
     unit_of,
 )
 
-_HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234")
+_HARMLESS_SIGNS = frozenset(".,:;\"'*_`#()[]&%\u00b0\u2192\u21d2\u2234\u2022")
+_DENIED = frozenset("\u274c\u2717\u2718\u2715\u2716\u274e\u26d4\U0001f6ab\u2796")  # pictures of a no
 _BEFORE_DIGITS = frozenset("([{*_`\"'")  # what may stand between a sign and its number
 _NOT_A_NOUN = FILLERS | BETWEEN_TWO | SPELLED.keys() | MULTIPLIERS.keys() | {"or", "point"}
 
@@ -95,7 +97,7 @@ def _reading(value: Fraction, front: Sequence[Token], rest: Sequence[Token]) -> 
 
 def _names_a_unit(rest: Sequence[Token], place: int) -> bool:
     token = rest[place]
-    if token.text in ("%", "\u00b0"):
+    if token.text in "%\u00b0":
         return True
     is_last = place == len(rest) - 1 or rest[place + 1].kind != "word"
     return token.kind == "word" and (token.text not in FILLERS or (token.text == "in" and is_last and not place))
@@ -123,27 +125,31 @@ def _is_harmless_front(front: Sequence[Token], number: Token) -> bool:
     """Between the copula and the number: no comparison, no function, no other number, no variable."""
     for place, token in enumerate(front):
         if token.kind == "sign":
-            applied = token.text == "(" and token.glued and place and front[place - 1].kind == "word"  # f(42)
+            applied = token.text == "(" and token.glued and place and _is_noun(front[place - 1])  # f(42)
             if applied or token.text == "/" or (token.text not in "-+" and not _is_harmless_sign(front, place)):
                 return False
         elif token.kind == "word" and token.text not in SIGN_WORDS:
-            if _denies(token) or token.text in LIMITING or token.text in LEADING:
+            if _denies(token) or token.text in LIMITING | LEADING | UNCLEAR_COUNTS:
                 return False
-            if token.text in UNCLEAR_COUNTS or _is_loose_count(front, place, number):
+            if _is_loose_count(front, place, number) or _is_taken_of(front, place):
                 return False
-            following = front[place + 1] if place + 1 < len(front) else number
-            if (
-                len(token.text) == 1
-                and token.text not in "ai"
-                and not (token.said.isupper() and following.kind == "word")
-            ):
-                return False  # a variable; Building C has 59 floors
+            following = [*front, number][place + 1]
+            names = token.said.isupper() and following.kind == "word"  # Building C has 59 floors
+            if len(token.text) == 1 and token.text not in "ai" and not names:
+                return False  # a variable
             if token.text in ("up", "down"):  # he picked up 10 cans; up to 10
                 if following.text == "to" or place == 0:
                     return False
             elif token.text in PLACING or (token.text in ("least", "most") and _behind_at(front, place)):
                 return False
     return True
+
+
+def _is_taken_of(front: Sequence[Token], place: int) -> bool:
+    """Something of the number: the cosine of 60, tens of 42. `a profit of 42` describes a thing, and a total is one."""
+    if front[place].text != "of" or any(_is_noun(token) for token in front[place + 1 :]):
+        return False
+    return not any(token.text in ("a", "an", "total") for token in front[max(0, place - 4) : place])
 
 
 def _is_harmless_rest(rest: Sequence[Token], value: Fraction) -> bool:
@@ -168,11 +174,13 @@ def _is_harmless_word(rest: Sequence[Token], place: int, before: str, after: str
         return False
     if word in UNCLEAR_COUNTS:
         return before in ("per", "each", "every", "/")
-    if word in LIMITING or (word in ("least", "most") and _behind_at(rest, place)):
+    if word in LIMITING or word in GREEK or (word in ("least", "most") and _behind_at(rest, place)):
         return False
     if word in PLACING:
         left = word == "over" and "left" in (before, rest[place - 2].text if place > 1 else "")
         return left or (before not in ("", "and", ",", "-", "(") and after.isalpha())
+    if word in ("to", "sq") and first:  # 5 to the third, 5 sq.
+        return after != "the" and any(other.kind == "word" for other in rest[place + 1 :])
     if word in POWER_WORDS:
         return bool(place) and rest[place - 1].kind == "word"
     if word in COMPARATIVES:
@@ -207,12 +215,16 @@ def _is_harmless_sign(tokens: Sequence[Token], place: int) -> bool:
     if sign == "-":
         return False
     is_mark = unicodedata.category(sign)[0] == "M" and bool(place) and tokens[place - 1].kind == "word"
-    return sign in _HARMLESS_SIGNS or unicodedata.category(sign) == "So" or is_mark
+    return sign in _HARMLESS_SIGNS or (unicodedata.category(sign) == "So" and sign not in _DENIED) or is_mark
 
 
 def _behind_at(tokens: Sequence[Token], place: int) -> bool:
     """at least, at the very most; the most is no bound by itself."""
     return any(token.text == "at" for token in tokens[max(0, place - 3) : place])
+
+
+def _is_noun(token: Token) -> bool:
+    return token.kind == "word" and token.text not in SIGN_WORDS
 
 
 def _denies(token: Token) -> bool:
@@ -244,8 +256,7 @@ def _sign(front: Sequence[Token], number: Token, *, loose: bool) -> int | None:
     places = [place for place, token in enumerate(front) if token.text in SIGN_WORDS]
     if not places:
         return 1
-    at = places[0]
-    token, behind = front[at], [*front[at + 1 :], number]
+    at, token, behind = places[0], front[places[0]], [*front[places[0] + 1 :], number]
     opened = all(other.kind == "money" or other.text in _BEFORE_DIGITS for other in behind[:-1])
     if len(places) > 1 or not opened:
         return None
@@ -267,7 +278,7 @@ def _multiplied(rest: Sequence[Token], is_money: bool) -> tuple[Fraction | None,
         if many is None and factor == 1 and token is rest[0]:
             if token.glued:
                 many = SUFFIXES.get(token.said) or (MONEY_SUFFIXES.get(word) if is_money else None)
-            elif token.said == "k" or (is_money and token.said in ("m", "M", "b", "B", "K")):
+            elif token.said == "k" or (is_money and token.said in ("m", "M", "mm", "MM", "b", "B", "K")):
                 many = MONEY_SUFFIXES[word]
         if many is None:
             return factor, rest
@@ -277,9 +288,9 @@ def _multiplied(rest: Sequence[Token], is_money: bool) -> tuple[Fraction | None,
 
 def _says_it_again(between: Sequence[Token], sign: int, factor: Fraction) -> bool:
     """42 apples are 42: the same number twice, with nothing between that reckons with the two."""
-    words = [token.text for token in between if token.kind == "word"]
+    words = {token.text for token in between if token.kind == "word"}
     quiet = all(token.kind != "sign" or token.text in ".()*:" for token in between)
-    bad = any(w in BETWEEN_TWO or w in LIMITING or w in CHANGING or w in SIGN_WORDS or w in MULTIPLIERS for w in words)
+    bad = words & (BETWEEN_TWO | LIMITING | CHANGING | SIGN_WORDS.keys() | MULTIPLIERS.keys())
     return bool(words) and quiet and not bad and sign == 1 and factor == 1
 
 

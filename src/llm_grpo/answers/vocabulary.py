@@ -16,7 +16,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-SIGN_WORDS = {"minus": -1, "negative": -1, "plus": 1, "positive": 1, "-": -1, "+": 1}
+SIGN_WORDS = {"minus": -1, "negative": -1, "neg": -1, "plus": 1, "positive": 1, "-": -1, "+": 1}
 
 # Right behind a number they multiply it; anywhere else it is unclear what they do.
 MULTIPLIERS: dict[str, Fraction] = {
@@ -41,7 +41,10 @@ SUFFIXES |= {
 }  # Chinese
 MONEY_SUFFIXES = {"k": 10**3, "m": 10**6, "mm": 10**6, "b": 10**9, "t": 10**12}
 # Number or thing, nobody can tell: four score, the score; three quarters of a mile, three quarters of a dollar each.
-UNCLEAR_COUNTS = _words("score scores gross grand quarter quarters mil mega giga")
+UNCLEAR_COUNTS = _words(
+    "score scores gross grand quarter quarters mil mega giga mill mio mrd trn thou thsd lac doz myriad googol fold ppm "
+    "bps basis zillion quintillion sextillion septillion octillion"
+)
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -52,10 +55,11 @@ SPELLED |= {word: 10 * ten for ten, word in enumerate(_TENS.split(), start=2)}
 
 # Everywhere, before the copula too: `It is not so that x = 42`, `twice the answer is 42`.
 CHANGING = _words(
-    "not no never neither either nor none nobody nothing cannot cant isnt false untrue wrong incorrect undefined "
+    "not no never neither either nor none nobody nothing cannot cant false untrue wrong incorrect undefined "
     "impossible half twice thrice double doubled triple tripled treble quadruple quadrupled halved multiplied divided "
     "maybe perhaps possibly probably factorial modulo repeating recurring infinity infinite infinitely imaginary "
-    "versus vs unlikely doubt doubtful inverted might could"
+    "versus vs unlikely doubt doubtful inverted might could unequal isnt arent wasnt werent aint dont doesnt didnt "
+    "wont wouldnt couldnt shouldnt hasnt havent"
 )
 # In the phrase: comparison, range, rounding, condition, another base, an operation or a function that is left open.
 LIMITING = _words(
@@ -63,7 +67,9 @@ LIMITING = _words(
     "almost circa ca barely under below above beneath beyond upward upwards onward onwards estimated estimate ish odd "
     "something tops exceed exceeds exceeding exceeded rounded rounding ballpark thereabouts etc without except "
     "excluding excludes instead unlike mille opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
-    "arccos arctan exp gcd lcm mod choose pi tau xy xz yz xyz ab abc bc binary hex hexadecimal octal quite squareroot"
+    "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz "
+    "ab abc bc binary hex hexadecimal octal quite squareroot "
+    "virtually practically scarcely nigh capped limited starting lacks fails"
 )
 # In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
 PLACING = _words("over about around between up down different counting")
@@ -71,16 +77,18 @@ LEADING = _words(
     "square squares cube cubes roots sin sec min abs floor ceil ceiling factor factors multiple multiples divisor "
     "divisors power powers fraction part parts portion portions percentage inverse reciprocal complement remainder "
     "more less fewer greater larger smaller bigger higher lower near close nearing approaching from as point before "
-    "after until till since past through than some other times upto base sub lim against hardly north south excess"
+    "after until till since past through than some other times upto base sub lim against hardly north south excess "
+    "good est logarithm sine cosine tangent"
 )
 # `42 more` is 42, `42 and more` is not.
+GREEK = _words("alpha beta gamma delta epsilon theta lambda sigma omega phi psi")  # variables, behind a number
 COMPARATIVES = _words("more less fewer greater larger smaller bigger higher lower change some then")
-POWER_WORDS = _words("squared cubed")  # `8 squared` is 64; `8 meters squared` are 8
+POWER_WORDS = _words("squared cubed sqd")  # `8 squared` is 64; `8 meters squared` are 8
 AFTER_TIMES = _words("as per each every in more daily weekly monthly a")  # `5 times a day` is 5; `5 times x` is not
 BETWEEN_TWO = _words("and by to of out with per times x")  # between two numbers, though they be equal
 
 COPULAS = _words("is are was were be equals gives makes totals that's it's :")
-BEFORE_SIGN = COPULAS | _words("of to at exactly only just it's that's so therefore thus hence answer")  # of minus 5
+BEFORE_SIGN = COPULAS | _words("a of to at exactly only just it's that's so therefore thus hence answer")  # of minus 5
 # Words that say nothing of what is counted, so that `The answer is 42` is right where the gold is `42 apples`.
 FILLERS = COPULAS | _words(
     "answer result equal therefore so hence thus a an the of in on at to for and also they there their his her its "
@@ -92,7 +100,7 @@ FILLERS = COPULAS | _words(
 UNIT_LETTERS = frozenset("mgshlLAWVNJCF\u03a9")  # k is a thousand, K that or kelvin; the others may be variables
 SHORT_UNITS = _words(
     "km cm mm nm dm kg mg lb oz ft mi hr yd ml cl dl kw mw gb mb kb tb hz ms ns pa mw kj cc in am pm st nd rd th yr "
-    "mo wk ha gm rs sq cu \u03bcm \u03bcg \u03bcs \u03bcl"
+    "mo wk ha gm rs kr sq cu \u03bcm \u03bcg \u03bcs \u03bcl"
 )
 
 _SYNONYMS = {  # written apart by people who mean the same; the first is the name
@@ -100,6 +108,7 @@ _SYNONYMS = {  # written apart by people who mean the same; the first is the nam
     "kilogram": "kg kilo", "gram": "g gm", "pound": "lb lbs", "ounce": "oz", "mile": "mi", "foot": "ft feet",
     "inch": "in inche", "yard": "yd", "hour": "h hr", "minute": "min", "second": "s sec", "liter": "l litre",
     "milliliter": "ml millilitre", "degree": "deg °", "percent": "% pct percentage", "year": "yr", "week": "wk",
+    "celsius": "c", "fahrenheit": "f",
 }  # fmt: skip
 SYNONYMS = {other: name for name, others in _SYNONYMS.items() for other in others.split()}
 MEASURES = frozenset(_SYNONYMS)
