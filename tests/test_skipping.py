@@ -7,6 +7,7 @@ import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,8 @@ class Logged(TrainerCallback):
     def __init__(self) -> None:
         self.rows: list[dict] = []
 
-    def on_log(self, args: object, state: object, control: object, logs: dict | None = None, **_: object) -> None:
-        self.rows.append(dict(logs or {}))
+    def on_log(self, args: object, state: Any, control: object, logs: dict | None = None, **_: object) -> None:
+        self.rows.append({"step": state.global_step, **(logs or {})})
 
 
 SIXTEEN = ["grpo.per_device_train_batch_size=16"]
