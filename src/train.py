@@ -8,8 +8,8 @@ python src/train.py --config outputs/demo/config.yaml --resume
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument("--config", required=True, metavar="YAML", help="for example configs/demo.yaml")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the effective config and what it will do; needs no GPU"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="what the config will do; needs no GPU, loads no model")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     command.add_overrides(parser)
@@ -76,8 +74,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         raise UserError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
     from llm_grpo.checkpoints import fingerprint
     from llm_grpo.environment import made_with, resumed, write_environment
+    from llm_grpo.evaluation.scoring import evaluator
     from llm_grpo.planning.plan import check_window
-    from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice
+    from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice, unsloth_first
     from llm_grpo.planning.skipping import skip_choice
     from llm_grpo.problems import build_rewards, prepare
     from llm_grpo.tasks import build_task
@@ -119,7 +118,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     limits = {"train": None, "validation": config.evaluation.validation_limit, "test": config.evaluation.limit}
     data = {split: prepare(task, split, config, policy.tokenizer, limit) for split, limit in limits.items()}
     notices.say_left_out(console, data.values())
-    evaluate = evaluator(config, task, policy.engine, rewards)
+    evaluate = evaluator(config, task, policy.engine, rewards, partial(command.progress, console))
     watched = watch(
         config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_weights(policy, folder)
     )
@@ -146,31 +145,6 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         said = "Training is done, its evaluation is not."
     console.print(f"{said} {notices.again(run)}", highlight=False, markup=False, soft_wrap=True)
     return watched.stop.exit_code
-
-
-def unsloth_first(config: Config) -> None:
-    """A reward file that imports libraries may bring trl, transformers or peft, and Unsloth has to come before them.
-    One with workers (`null` is one) is loaded in theirs."""
-    from llm_grpo.rewards.files import may_bring_libraries
-
-    here = [reward.name for reward in config.rewards if reward.workers == 0]
-    if importlib.util.find_spec("unsloth") and any(map(may_bring_libraries, here)):
-        with command.library_output_in(Path(config.run.output_dir) / "libraries.log"):
-            from llm_grpo import policy  # noqa: F401
-
-
-def evaluator(config: Config, task: Any, engine: Any, rewards: list) -> Callable[..., dict[str, Any]]:
-    """evaluate(problems, what): the same parser and rewards before, during and after; a bar where `what` is given."""
-    from llm_grpo.evaluation.scoring import evaluate, sampling_of
-
-    samples = sampling_of(config, config.evaluation.samples)
-
-    def run(problems: Any, what: str | None = None) -> dict[str, Any]:
-        drawn = samples if what else None
-        with command.progress(console, what, len(problems) * (2 if drawn else 1)) as on_done:
-            return evaluate(engine, task, problems, rewards, config.answer_tokens(), drawn, on_done)
-
-    return run
 
 
 def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float) -> int:

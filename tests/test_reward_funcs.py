@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,13 +50,13 @@ def test_the_import_is_light() -> None:
 @pytest.mark.parametrize(
     "argv", [("--help",), ("score", "--help"), ("score", "--rewards", "correctnes", "--input", "a", "--output", "b")]
 )
-def test_help_and_errors_answer_in_under_a_second(argv: tuple[str, ...]) -> None:
-    seconds = []
-    for _ in range(3):  # the machine may be busy
-        start = time.perf_counter()
-        run(*argv)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+def test_help_and_errors_load_nothing_heavy(argv: tuple[str, ...]) -> None:
+    code = f"""import sys, reward_funcs
+try: reward_funcs.main({list(argv)!r})
+except SystemExit: pass
+print([m for m in ('torch', 'transformers', 'trl', 'sympy', 'numpy') if m in sys.modules])"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=True)
+    assert found.stdout.endswith("[]\n"), found.stdout
 
 
 def test_list_names_every_reward_with_its_range() -> None:

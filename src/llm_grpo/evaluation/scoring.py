@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +38,25 @@ def evaluate(
         report["sampled"] = _sampled(task, problems, groups, samples)
     report["seconds"] = round(time.perf_counter() - start, 2)
     return report
+
+
+def evaluator(
+    config: Config,
+    task: Task,
+    engine: Engine,
+    rewards: Sequence[Reward],
+    bar: Callable[[str | None, int], AbstractContextManager[Callable[[int], None] | None]],
+) -> Callable[..., dict[str, Any]]:
+    """evaluate(problems, what): the same parser and rewards before, during and after; where `what` is given with a bar
+    of that name, and sampled too if evaluation.samples says so."""
+    samples = sampling_of(config, config.evaluation.samples)
+
+    def run(problems: Sequence[Problem], what: str | None = None) -> dict[str, Any]:
+        drawn = samples if what else None
+        with bar(what, len(problems) * (2 if drawn else 1)) as on_done:
+            return evaluate(engine, task, problems, rewards, config.answer_tokens(), drawn, on_done)
+
+    return run
 
 
 def sampling_of(config: Config, samples: int) -> Sampling | None:

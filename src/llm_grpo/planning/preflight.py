@@ -6,9 +6,11 @@ import importlib.util
 import os
 from pathlib import Path
 
+from llm_grpo import command
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError, first_line
 from llm_grpo.rewards import LEARNED
+from llm_grpo.rewards.files import may_bring_libraries
 from llm_grpo.rollouts import choose_engine
 
 
@@ -35,6 +37,15 @@ def missing_for_training(config: Config) -> list[str]:
     models += [("the reward model", str(args.get("model")), args.get("revision")) for args in learned]
     # asking the Hub takes long; not where the run cannot start anyway
     return missing or [line for model in models for line in _missing_model(*model)]
+
+
+def unsloth_first(config: Config) -> None:
+    """A reward file that imports libraries may bring trl, transformers or peft, and Unsloth has to come before them.
+    One with workers (`null` is one) is loaded in theirs."""
+    here = [reward.name for reward in config.rewards if reward.workers == 0]
+    if importlib.util.find_spec("unsloth") and any(map(may_bring_libraries, here)):
+        with command.library_output_in(Path(config.run.output_dir) / "libraries.log"):
+            from llm_grpo import policy  # noqa: F401
 
 
 def logging_choice(config: Config, folder: Path) -> dict[str, str]:
