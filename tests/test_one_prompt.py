@@ -134,7 +134,8 @@ def test_everybody_makes_the_same_prompt(quick: Trained, tmp_path: Path) -> None
     assert len(right) > len(bare.apply_chat_template(messages, **how)), "the empty block is in it"
 
     merged = merge(run.adapter, tmp_path / "merged", base).output_dir
-    named = argparse.Namespace(run=str(run.folder), adapter=None, model=None, engine="transformers")
+    which = {"run": str(run.folder), "adapter": None, "model": None, "base": None}
+    named = argparse.Namespace(**which, engine="transformers", dtype=None)
     lone = Path(shutil.copytree(run.adapter, tmp_path / "lone"))  # downloaded, say: no config lies beside it
     engines = {
         "the policy": quick.policy.engine,
@@ -145,7 +146,7 @@ def test_everybody_makes_the_same_prompt(quick: Trained, tmp_path: Path) -> None
     }
     asked = with_system(messages[1:], messages[0]["content"], ())
     found = {name: token_ids([asked], e.tokenizer, Sampling(1), e.window)[0] for name, e in engines.items()}
-    server = served(argparse.Namespace(run=str(run.folder), adapter=None, model=None), False)
+    server = served(argparse.Namespace(**which), False)
     found["the server"] = bare.apply_chat_template(messages, chat_template=server.template, **how)
     found["somebody else"] = AutoTokenizer.from_pretrained(merged).apply_chat_template(messages, **how)
     assert {name: ids for name, ids in found.items() if ids != right} == {}

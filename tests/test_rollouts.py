@@ -298,7 +298,7 @@ def test_a_base_that_moved_is_named_on_the_command_line(tmp_path) -> None:
     edit(adapter, base_model_name_or_path="/moved/away")
     given = {"run": None, "adapter": str(adapter), "model": None, "base": str(TINY)}
     assert which_model(argparse.Namespace(**given), None) == (str(TINY), adapter)
-    args = argparse.Namespace(**given, engine="transformers")
+    args = argparse.Namespace(**given, engine="transformers", dtype=None)
     assert open_engine(args, None)[0].generate([PROMPTS[0]], Sampling(4))[0][0].tokens
     with pytest.raises(UserError, match="--base goes with --run or --adapter"):
         which_model(argparse.Namespace(**{**given, "adapter": None, "model": str(TINY)}), None)

@@ -202,7 +202,7 @@ def test_a_training_goes_on_without_the_loggers_that_fail(tmp_path: Path) -> Non
     (tmp_path / "taken").write_text("")
     words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL, "evaluation.every_steps=0",
              "grpo.max_steps=2", "logging.report_to=[wandb, tensorboard]",
-             f"rewards=[{{name: '{reward}:length'}}]"]  # fmt: skip
+             f"rewards=[{{name: '{reward}:length', workers: 0}}]"]  # fmt: skip
     away = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}
     done = run_script("src/train.py", *words, **away, TENSORBOARD_LOGGING_DIR=str(tmp_path / "taken" / "tb"))
     assert done.returncode == 0, done.stdout + done.stderr
