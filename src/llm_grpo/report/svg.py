@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22  # room for the axes' words
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 8, 22  # room for the axes' words
 MOST_POINTS = 400  # a line of more is thinned: a screen shows no more
 
 
