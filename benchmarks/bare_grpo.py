@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import zlib
 
 ANSWER = re.compile(r"<answer>([^<]*)</answer>")
 WHOLE = re.compile(r"\s*<reasoning>[^<]*</reasoning>\s*<answer>[^<]*</answer>\s*")
@@ -41,6 +42,11 @@ def tag_score(text):
     outside = len((text[: found.start()] + text[found.end() :]).strip()) if found else 0
     once = sum(text.count(tag) == 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
     return max(0.0, 0.125 * once - 0.001 * outside) if "<reasoning>" in text and "<answer>" in text else 0.0
+
+
+def drawn(prompts, completions, **kwargs):
+    """A number of the text's own: what random weights say earns nothing, and a group of equal rewards is no update."""
+    return [zlib.crc32(completion[0]["content"].encode()) / 2**32 for completion in completions]
 
 
 def unsloth_model(settings):
@@ -96,7 +102,7 @@ def main(path):
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=[tags, soft_form, form, integer, correctness],
+        reward_funcs=[drawn] if settings.get("drawn") else [tags, soft_form, form, integer, correctness],
         args=GRPOConfig(
             **settings["grpo"],
             output_dir=settings["output_dir"],

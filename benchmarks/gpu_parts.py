@@ -109,6 +109,7 @@ def settings(args: argparse.Namespace, shape: str, engine: str, precision: str, 
     return [f"run.name={name}", f"run.output_dir={args.outputs}", f"model.name={model}", f"model.merge_base={model}",
             f"model.load_in_4bit={str(precision == '4bit').lower()}", f"rollouts.engine={engine}",
             "task={name: word_problems, args: {train_size: 512, validation_size: 32, test_size: 32}}",
+            "rewards=[{name: 'benchmarks/bare_grpo.py:drawn'}]",  # no row is skipped, as by the peers
             f"grpo.max_steps={args.steps}", "grpo.warmup_steps=0", "grpo.save_strategy=no", "logging.report_to=[]",
             "logging.sample_every=0", "evaluation.limit=4", "evaluation.every_steps=0", "evaluation.max_tokens=32",
             *SMALL.get(shape, []), *args.overrides]  # fmt: skip
@@ -181,7 +182,7 @@ def bare_settings(config: Config, peer: str, precision: str, args: argparse.Name
         for e in task.load("train").examples
     ]
     return {"peer": peer, "model": config.model.name, "load": load, "use_cpu": cpu, "seed": config.run.seed,
-            "max_seq_length": config.model.max_seq_length, "grpo": {**config.grpo, **vllm}, "rows": rows,
+            "max_seq_length": config.model.max_seq_length, "grpo": {**config.grpo, **vllm}, "rows": rows, "drawn": True,
             "lora": {"r": config.lora.r, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout,
                      "target_modules": config.lora.target_modules},
             "output_dir": str(args.outputs / f"{peer}-bare")}  # fmt: skip

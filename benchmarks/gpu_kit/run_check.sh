@@ -13,7 +13,7 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE
 
 if [ ! -f "$site/.unpacked" ]; then
   mkdir -p "$site"
-  for kit in .kit/kit-?.tar.xz; do python3 -m tarfile -e "$kit" "$site" & done; wait
+  for kit in .kit/kit-?.tar.xz; do python3 -m tarfile --filter data -e "$kit" "$site" & done; wait
   python3 -m compileall -q -j 0 "$site" > /dev/null 2>&1 &
   touch "$site/.unpacked"
 fi
