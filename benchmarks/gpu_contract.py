@@ -16,6 +16,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def tried(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return part()
     except Exception as error:  # one comparison that cannot be made must not cost the others
+        traceback.print_exc()
         return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
 
 

@@ -161,7 +161,7 @@ def bare_run(args: argparse.Namespace, shape: str, peer: str, precision: str) ->
         file = args.outputs / f"{name}.json"
         file.write_text(json.dumps(bare_settings(config, peer, precision, args)))
         said = output_of([sys.executable, "benchmarks/bare_grpo.py", str(file)], args.outputs / name, limit_s)
-        return {"seconds_per_step": statistics.median(json.loads(said.strip().splitlines()[-1])[WARM_UP - 1 :])}
+        return {"seconds_per_step": statistics.median(last_json(said)[WARM_UP - 1 :])}
 
     return run
 
@@ -192,7 +192,7 @@ def contract_run(args: argparse.Namespace, engine: str, precision: str, packed: 
     def run(name: str, limit_s: float) -> dict[str, Any]:
         words = [sys.executable, "benchmarks/gpu_contract.py", engine, precision, str(args.outputs / f"{name}-run")]
         packing = {"UNSLOTH_GRPO_SEQ_PACKING": str(int(packed))}  # Unsloth reads it while it is imported
-        return json.loads(output_of(words, args.outputs / name, limit_s, packing).splitlines()[-1])
+        return last_json(output_of(words, args.outputs / name, limit_s, packing))
 
     return run
 
@@ -206,6 +206,11 @@ def merge_run(args: argparse.Namespace, of: str) -> Callable[..., dict[str, Any]
         return {key: proof.get(key) for key in ("passed", "failures", "computed_in", "weights_dtype", "merged")}
 
     return run
+
+
+def last_json(said: str) -> Any:
+    """The last line that is JSON; vLLM has its say behind it, while the process ends. Raises IndexError."""
+    return json.loads([line for line in said.splitlines() if line.startswith(("{", "["))][-1])
 
 
 def output_of(words: list[str], to: Path, limit_s: float, extra: dict[str, str] | None = None) -> str:

@@ -47,6 +47,7 @@ def open_vllm(model: str, *, max_lora_rank: int | None, max_model_len: int | Non
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it knows no seed of a request's own, which ours have
     if not torch.cuda.is_available():
         # Prompts whole: vLLM 0.31 fails on a CPU where a seeded request is prefilled in chunks (its generator has no
         # offset that could be set back).

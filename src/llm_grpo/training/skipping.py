@@ -96,7 +96,8 @@ def _weights(batch: Batch, loss_type: str) -> Tensor:
 
 def _part(joined: Batch, rows: Tensor, loss_type: str) -> Batch:
     """Some rows, without the columns that are padding in all of them, and with the normaliser of the whole."""
-    part = {name: value[rows] if _has_rows(value) else value for name, value in joined.items()}
+    # Unsloth leaves a column of its own on the CPU (max_left_pad).
+    part = {name: value[rows.to(value.device)] if _has_rows(value) else value for name, value in joined.items()}
     weight = part.pop("_weight")
     part["advantages"] = part["advantages"] * _weights(part, loss_type) / weight
     longest = part["completion_mask"].shape[1]
