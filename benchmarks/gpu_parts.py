@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,11 @@ def merge_run(args: argparse.Namespace, of: str) -> Callable[..., dict[str, Any]
 
 
 def last_json(said: str) -> Any:
-    """The last line that is JSON; vLLM has its say behind it, while the process ends. Raises IndexError."""
-    return json.loads([line for line in said.splitlines() if line.startswith(("{", "["))][-1])
+    """The last line that is JSON; vLLM has its say behind it, while the process ends. Raises ValueError."""
+    for line in reversed(said.splitlines()):
+        with suppress(ValueError):
+            return json.loads(line)
+    raise ValueError("no line of its output is JSON")
 
 
 def output_of(words: list[str], to: Path, limit_s: float, extra: dict[str, str] | None = None) -> str:
