@@ -52,7 +52,7 @@ def build(engine: str, precision: str, folder: Path) -> tuple[Any, Any, Any]:
     overrides = [f"rollouts.engine={engine}", f"model.load_in_4bit={str(precision == '4bit').lower()}",
                  f"run.output_dir={folder}", "grpo.max_steps=2", "grpo.per_device_train_batch_size=16",
                  "grpo.vllm_importance_sampling_mode=token_truncate", "evaluation.every_steps=0",
-                 "grpo.save_strategy=no", "model.gpu_memory_utilization=0.3"]  # fmt: skip
+                 "grpo.save_strategy=no", "model.gpu_memory_utilization=0.2"]  # fmt: skip
     config = load_config(ROOT / "configs" / "demo.yaml", overrides, environment={})
     run, policy = runs.create(config, overwrite=True), policies.load_policy(config)
     change(policy.model)
