@@ -86,12 +86,15 @@ def wanted_arguments(config: Config, run: Run, weights: list[float], engine: str
 
 
 def changed_in_silence(wanted: dict[str, Any], arguments: GRPOConfig) -> dict[str, str]:
-    """What Unsloth or transformers changed or filled in without a word, to be said. TRL's evaluation is never run."""
+    """What Unsloth or transformers changed or filled in without a word, to be said. TRL's evaluation is never run, and
+    top_k is off at 0 (TRL's) and at -1 (Unsloth's)."""
     pairs = {name: (_word(value), _word(getattr(arguments, name, None))) for name, value in wanted.items()}
     return {
         f"grpo.{name}": f"{value} was to be, the trainer holds {held}"
         for name, (value, held) in pairs.items()
-        if value != held and not name.startswith(("eval_", "per_device_eval_"))
+        if value != held
+        and not name.startswith(("eval_", "per_device_eval_", "bf16_full_eval"))
+        and not (name == "top_k" and value + held == -1)
     }
 
 

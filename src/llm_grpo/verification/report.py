@@ -9,10 +9,10 @@ from torch import Tensor
 
 from llm_grpo.verification.formulas import Settings
 
-# Bounds on what is compared, by the dtype that the trainer computes in: several times what was measured on small models
-# (docs/correctness.md). In 16 bits a log-probability keeps two to three digits, whoever computes it.
+# Bounds on what is compared, by the dtype that the trainer computes in: about twice or more what was measured on small
+# models (docs/correctness.md). In 16 bits a log-probability keeps two to three digits, whoever computes it.
 TOLERANCES: dict[str, dict[str, float]] = {
-    "float32": {"logps": 1e-5, "reference_logps": 1e-5, "advantages": 1e-5, "loss": 1e-5, "gradient": 1e-4},
+    "float32": {"logps": 3e-5, "reference_logps": 3e-5, "advantages": 1e-5, "loss": 1e-5, "gradient": 1e-4},
     "float16": {"logps": 5e-2, "reference_logps": 5e-2, "advantages": 1e-5, "loss": 5e-3, "gradient": 1e-1},
     "bfloat16": {"logps": 2e-1, "reference_logps": 2e-1, "advantages": 1e-5, "loss": 2e-2, "gradient": 2e-1},
 }
