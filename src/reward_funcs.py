@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_grpo.answers.judging import extract_hash_answer, extract_xml_answer
+from llm_grpo.answers.formats import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Example
 from llm_grpo.rewards import LEARNED, REWARDS, build_reward

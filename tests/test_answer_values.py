@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from llm_grpo.answers.judging import extract_boxed_answer, judge_boxed, judge_hash, judge_plain, judge_xml, same_answer
+from llm_grpo.answers.equality import same_answer
+from llm_grpo.answers.formats import extract_boxed_answer
+from llm_grpo.answers.judging import JUDGES
 
 SIGNS = [
     ("minus 5", "-5", True, "a sign in a word"),
@@ -618,10 +620,10 @@ def test_the_last_box(text: str, answer: str | None, why: str) -> None:
 
 def test_the_box_decides_where_the_format_is_another() -> None:
     text = r"\boxed{18}. This uses 6 and 3."
-    assert all(judge(text, "18").lenient for judge in (judge_xml, judge_hash, judge_plain, judge_boxed))
-    assert judge_boxed(text, "18").strict and not judge_boxed(text, "3").lenient
-    assert not judge_boxed(r"\boxed{41} \boxed{42}", "42").strict, "two boxes are a hedge"
-    assert judge_boxed("so 42", "42").lenient and not judge_boxed("so 42", "42").formatted
+    assert all(judge(text, "18").lenient for judge in JUDGES.values())
+    assert JUDGES["boxed"](text, "18").strict and not JUDGES["boxed"](text, "3").lenient
+    assert not JUDGES["boxed"](r"\boxed{41} \boxed{42}", "42").strict, "two boxes are a hedge"
+    assert JUDGES["boxed"]("so 42", "42").lenient and not JUDGES["boxed"]("so 42", "42").formatted
 
 
 LENIENT = [
@@ -634,8 +636,8 @@ LENIENT = [
 
 @pytest.mark.parametrize(("text", "gold", "why"), LENIENT)
 def test_the_last_number_brings_what_changes_it(text: str, gold: str, why: str) -> None:
-    judged = judge_xml(text, gold)
-    assert judged.lenient and not judge_xml(text, gold.strip("-").rstrip("0")).lenient, why
+    judged = JUDGES["xml"](text, gold)
+    assert judged.lenient and not JUDGES["xml"](text, gold.strip("-").rstrip("0")).lenient, why
 
 
 PROSE = [
@@ -664,4 +666,4 @@ PROSE = [
 
 @pytest.mark.parametrize(("text", "gold", "right", "why"), PROSE)
 def test_the_last_number_counts_as_its_sentence_leaves_it(text: str, gold: str, right: bool, why: str) -> None:
-    assert all(judge(text, gold).lenient is right for judge in (judge_xml, judge_hash, judge_plain, judge_boxed)), why
+    assert all(judge(text, gold).lenient is right for judge in JUDGES.values()), why

@@ -102,7 +102,7 @@ def test_answers_behind_hashes() -> None:
     assert conciseness("\\boxed{30}", answer_format="boxed") == -0.5
     assert conciseness("#### 30", answer_format="hash") == -0.5
     for reward in (conciseness, cot_clarity):
-        with pytest.raises(UserError, match="'plain' has no reasoning"):
+        with pytest.raises(UserError, match="there is no 'plain'"):
             reward("30", answer_format="plain")
 
 

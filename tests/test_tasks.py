@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpo.answers.judging import same_answer
+from llm_grpo.answers.equality import same_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Split, Task
 from llm_grpo.tasks import build_task

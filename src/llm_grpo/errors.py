@@ -37,6 +37,12 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f" Allowed: {', '.join(names) or 'nothing'}."
 
 
+def check_choice(where: str, given: Any, allowed: Iterable[str]) -> None:
+    """Refuse a word that is none of those allowed, as `where: there is no 'given'`."""
+    if given not in (names := list(allowed)):
+        raise UserError(f"{where}: there is no '{given}'.{did_you_mean(str(given), names)}")
+
+
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None), "dict": dict, "list": list,
           "Mapping": dict}  # fmt: skip
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_grpo.answers.judging import JUDGES, write_answer
+from llm_grpo.answers.formats import write_answer
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.answers.labels import LABEL_SETS, LABELS, judge_labels, write_action
 from llm_grpo.records import Example, Reward, columns_of, weighted_sum
 from llm_grpo.rewards.guarding import RewardError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from llm_grpo.answers.judging import JUDGES, MATCHES, extract_xml_answer, only_answer, parse_number
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.answers.equality import MATCHES
+from llm_grpo.answers.formats import FORMATS, extract_xml_answer, only_answer
+from llm_grpo.answers.numerals import parse_number
+from llm_grpo.errors import UserError, check_choice
 
 
 def correctness(
@@ -22,9 +24,8 @@ def correctness(
     fuzzy belongs to one published function (S3): 1 point and a hundredth of the likeness in percent where that is 80 or
     more, so that 180 earns 1.8 where 18 is right.
     """
-    _known(answer_format)
-    if match not in MATCHES:
-        raise UserError(f"match: there is no '{match}'.{did_you_mean(str(match), MATCHES)}")
+    check_choice("answer_format", answer_format, FORMATS)
+    check_choice("match", match, MATCHES)
     if fuzzy and not published:
         raise UserError("fuzzy: true is a property of a published function; set published: true as well.")
     if published:
@@ -44,7 +45,7 @@ def int_reward(
     no integer: otherwise a wrong integer would be paid for what the right answer cannot have.
     answer_format: xml, hash, boxed or plain, as the task asks for it.
     """
-    _known(answer_format)
+    check_choice("answer_format", answer_format, FORMATS)
     if published:
         return 0.5 if (extract_xml_answer(text, published=True) or "").isdigit() else 0.0
     if answer and answer.strip() and not _is_integer(answer):
@@ -79,8 +80,3 @@ def _common(a: str, b: str) -> int:
 def _is_integer(text: str) -> bool:
     number = parse_number(text)
     return number is not None and number.denominator == 1
-
-
-def _known(answer_format: str) -> None:
-    if answer_format not in JUDGES:
-        raise UserError(f"answer_format: there is no '{answer_format}'.{did_you_mean(str(answer_format), JUDGES)}")

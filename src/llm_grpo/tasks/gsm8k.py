@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from llm_grpo.answers.judging import judge_xml
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.errors import NotAtHandError, UserError
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
@@ -49,7 +49,7 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
         return Split(wanted, whole.bad_rows if split == "train" else ())
 
     size = None if path else PUBLISHED_TRAIN_ROWS - validation_size
-    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, judge_xml, published_train_size=size)
+    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, JUDGES["xml"], published_train_size=size)
 
 
 def _example(identity: str, row: dict[str, object]) -> Example:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_grpo.answers.judging import (
-    JUDGES,
-    MATCHES,
-    extract_boxed_answer,
-    extract_hash_answer,
-    extract_xml_answer,
-    parse_number,
-)
-from llm_grpo.errors import NotAtHandError, UserError, did_you_mean
+from llm_grpo.answers.equality import MATCHES
+from llm_grpo.answers.formats import extract_boxed_answer, extract_hash_answer, extract_xml_answer
+from llm_grpo.answers.judging import JUDGES
+from llm_grpo.answers.numerals import parse_number
+from llm_grpo.errors import NotAtHandError, UserError, check_choice
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
 from llm_grpo.tasks.readers import Row, read_csv, read_json, read_jsonl, read_parquet
@@ -92,8 +88,8 @@ def table_task(
     max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the file it
         is drawn from.
     """
-    _known("answer_format", answer_format, JUDGES)
-    _known("match", match, MATCHES)
+    check_choice("task.args.answer_format", answer_format, JUDGES)
+    check_choice("task.args.match", match, MATCHES)
     layout = _layout(columns or {}, gold_format, match == "number", max_bad_share)
     shares = {"validation": validation_share, "test": test_share}
     _check_shares(shares)
@@ -126,17 +122,12 @@ csv_task = _file_task("csv", read_csv)
 parquet_task = _file_task("parquet", read_parquet)
 
 
-def _known(argument: str, given: str, allowed: Iterable[str]) -> None:
-    if given not in allowed:
-        raise UserError(f"task.args.{argument}: there is no '{given}'.{did_you_mean(given, allowed)}")
-
-
 def _layout(columns: Mapping[str, str], gold_format: str, numeric: bool, max_bad_share: float) -> Layout:
     if not isinstance(columns, Mapping):
         raise UserError(f"task.args.columns: give a mapping such as {{question: prompt}}, not {columns!r}.")
     for name in columns:
-        _known("columns", name, ("question", "answer", "id"))
-    _known("gold_format", gold_format, GOLD_FORMATS)
+        check_choice("task.args.columns", name, ("question", "answer", "id"))
+    check_choice("task.args.gold_format", gold_format, GOLD_FORMATS)
     question, answer = columns.get("question", "question"), columns.get("answer", "answer")
     return Layout(question, answer, columns.get("id"), gold_format, numeric, max_bad_share)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from llm_grpo.answers.judging import judge_xml
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.errors import UserError
 from llm_grpo.records import Example, Split, Task
 
@@ -207,4 +207,4 @@ def word_problems(*, seed: int = 0, train_size: int = 4000, validation_size: int
         stream = stories(split, seed)
         return Split(tuple(next(stream) for _ in range(sizes[split])))
 
-    return Task("word_problems", SYSTEM, load, judge_xml)
+    return Task("word_problems", SYSTEM, load, JUDGES["xml"])
