@@ -12,42 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config.old_names import said_today
+from llm_grpo.config.old_names import OWNED_ELSEWHERE, said_today
 from llm_grpo.errors import did_you_mean, fits
 
-# A fact has one owner: what TRL names as well is set in one place only.
-OWNED_ELSEWHERE = {
-    "output_dir": "run.output_dir and run.name",
-    "run_name": "run.name",
-    "seed": "run.seed",
-    "data_seed": "run.seed",
-    "report_to": "logging.report_to",
-    "log_completions": "logging.sample_every (every completion is in the run's completions/ anyway)",
-    "trackio_space_id": "logging.report_to",
-    "use_vllm": "rollouts.engine",
-    "vllm_mode": "rollouts.engine",
-    "vllm_gpu_memory_utilization": "model.gpu_memory_utilization",
-    "vllm_max_model_length": "model.max_seq_length",
-    "reward_weights": "the weight of each entry under rewards",
-    "trust_remote_code": "model.trust_remote_code",
-    "chat_template_kwargs": "prompt.template_args (the trainer alone would read it here)",
-    "model_init_kwargs": "model",
-    "do_train": "the verb: src/train.py",
-    "do_eval": "evaluation",
-    "do_predict": "evaluation",
-    "eval_strategy": "evaluation.every_steps",
-    "eval_steps": "evaluation.every_steps",
-    "eval_on_start": "evaluation (it always runs before training)",
-    "load_best_model_at_end": "evaluation.every_steps (the best adapter is always kept)",
-    "metric_for_best_model": "evaluation (strict accuracy on the validation split)",
-    "disable_tqdm": "nowhere: the progress bar is ours",
-    "remove_unused_columns": "nowhere: rewards need every column",
-    "resume_from_checkpoint": "the command line: --resume",
-    "push_to_hub": "merge.push_to",
-    "hub_model_id": "merge.push_to",
-    "hub_token": "the environment variable HF_TOKEN",
-    "hub_strategy": "merge.push_to",
-}
 _SOURCES = (("transformers", "training_args.py"), ("trl", "trainer/base_config.py"), ("trl", "trainer/grpo_config.py"))
 # Words that TRL checks only when the first loss is computed, or never (TRL 1.15).
 _CHOICES = {

@@ -13,7 +13,7 @@ from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
 from llm_grpo.tasks.hub import HubSplit, read_hub
 from llm_grpo.tasks.readers import read_jsonl
-from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
+from llm_grpo.tasks.rows import BadRowError, check_split, collect, question_hash, text_of
 from llm_grpo.tasks.table import last_hash_answer
 
 DATA_VARIABLE = "LLM_GRPO_DATA"
@@ -39,8 +39,7 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
         return collect(rows, lambda line, row: _example(f"gsm8k/{split}/{line}", row), max_bad_share)
 
     def load(split: str) -> Split:
-        if split not in ("train", "validation", "test"):
-            raise UserError(f"There is no split '{split}'; gsm8k has train, validation, test.")
+        check_split("gsm8k", split)
         if split == "test":
             return read("test")
         whole = read("train")
