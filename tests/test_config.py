@@ -229,7 +229,7 @@ def test_broken_files(write, text: str, said: str) -> None:
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text(MINIMAL)
-    with pytest.raises(UserError, match="There are: .*demo.yaml"):
+    with pytest.raises(UserError, match="Did you mean 'demo.yaml'"):
         load_config(tmp_path / "dmeo.yaml")
 
 

@@ -349,7 +349,7 @@ def test_missing_files_and_empty_splits_are_named(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "t.jsonl", plain_rows(3))
     with pytest.raises(UserError, match=r"task\.args\.path: there is no file"):
         table(tmp_path / "gone.jsonl").load("train")
-    with pytest.raises(UserError, match=r"task\.args\.test_path: there is no file 'gone'"):
+    with pytest.raises(UserError, match=r"task\.args\.test_path: there is no file gone"):
         table(file, test_path="gone").load("train")
     with pytest.raises(UserError, match="falls into the test split"):
         table(file, test_share=1e-9).load("test")

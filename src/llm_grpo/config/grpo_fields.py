@@ -39,39 +39,34 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 _NEEDED = ("num_generations", "max_completion_length")  # TRL lets them be null; our arithmetic needs them
 
 
+def _classes(package: str, file: str) -> list[ast.ClassDef]:
+    """The classes in the source of an installed package; none where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
 @functools.cache
 def grpo_fields() -> dict[str, str]:
     """{field name: annotation} of the installed TRL's GRPOConfig; {} where TRL is not installed."""
-    fields: dict[str, str] = {}
-    for package, file in _SOURCES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            return {}
-        tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name.endswith(("TrainingArguments", "Config")):
-                fields |= {
-                    line.target.id: ast.unparse(line.annotation)
-                    for line in node.body
-                    if isinstance(line, ast.AnnAssign)
-                    and isinstance(line.target, ast.Name)
-                    and "ClassVar" not in ast.unparse(line.annotation)
-                }
-    return fields
+    read = [_classes(*source) for source in _SOURCES]
+    classes = [node for found in read for node in found if node.name.endswith(("TrainingArguments", "Config"))]
+    body = [line for node in classes for line in node.body if isinstance(line, ast.AnnAssign)]
+    lines = [line for line in body if isinstance(line.target, ast.Name)]
+    fields = {line.target.id: ast.unparse(line.annotation) for line in lines} if all(read) else {}
+    return {name: annotation for name, annotation in fields.items() if "ClassVar" not in annotation}
 
 
 @functools.cache
 def _enums() -> dict[str, tuple[str, ...]]:
     """{class: its values} of the enumerations that annotate fields of GRPOConfig (optim, lr_scheduler_type)."""
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.origin is not None  # grpo_fields() found it
     found = {}
-    for file in ("training_args.py", "trainer_utils.py"):
-        tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
-                values = [line.value for line in node.body if isinstance(line, ast.Assign)]
-                found[node.name] = tuple(value.value for value in values if isinstance(value, ast.Constant))
+    for node in (*_classes("transformers", "training_args.py"), *_classes("transformers", "trainer_utils.py")):
+        if any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
+            values = [line.value for line in node.body if isinstance(line, ast.Assign)]
+            found[node.name] = tuple(value.value for value in values if isinstance(value, ast.Constant))
     return found
 
 

@@ -24,7 +24,7 @@ from llm_grpo.answers.labels import (
     parse_labels,
     write_labels,
 )  # fmt: skip
-from llm_grpo.errors import NotAtHandError, UserError, did_you_mean
+from llm_grpo.errors import NotAtHandError, UserError, not_there
 from llm_grpo.records import Example, Message, Split, Task
 from llm_grpo.tasks.readers import read_csv
 from llm_grpo.tasks.rows import (
@@ -92,8 +92,7 @@ def conversation(row: Mapping[str, str]) -> tuple[Message, ...]:
 def _from_csv(path: Path, validation_share: float, test_share: float, max_bad_share: float, split: str) -> Split:
     check_split("lead_qualification", split)
     if not path.is_file():
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.csv")])
-        raise NotAtHandError(f"task.args.path: there is no file '{path}'.{near}")
+        raise NotAtHandError(f"task.args.path: {not_there(path)}")
     shares = {"test": test_share, "validation": validation_share}
     check_shares(shares)
     whole = collect(read_csv(path), functools.partial(_example, path.stem), max_bad_share)

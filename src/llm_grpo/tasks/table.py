@@ -13,7 +13,7 @@ from llm_grpo.answers.equality import MATCHES
 from llm_grpo.answers.formats import extract_boxed_answer, extract_hash_answer, extract_xml_answer
 from llm_grpo.answers.judging import JUDGES
 from llm_grpo.answers.numerals import parse_number
-from llm_grpo.errors import NotAtHandError, UserError, check_choice
+from llm_grpo.errors import NotAtHandError, UserError, check_choice, not_there
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
 from llm_grpo.tasks.readers import Row, read_csv, read_json, read_jsonl, read_parquet
@@ -152,7 +152,7 @@ def _file(read: Callable[[Path], Iterator[Row]], split: str, given: str) -> Sour
     if given.startswith("hf://"):
         raise UserError(f"{argument}: {given} is on the Hub; write task: {{name: hub, args: {{path: {given}}}}}.")
     if not path.is_file():
-        raise NotAtHandError(f"{argument}: there is no file '{given}'.")
+        raise NotAtHandError(f"{argument}: {not_there(path)}")
     return Source(read, path, path.name, path.stem, path.stat().st_mtime_ns)
 
 
