@@ -47,6 +47,7 @@ FAMILIES: dict[str, str] = {  # a unit to repeat, and in braces what stands befo
     "labels": "Need, ",
     "half closing actions": "< / respond ",
     "numbers and words": "42 or ",
+    "bounds": "at.",
     "sums": "1+1=2 ",
     "sums without an end": "1+",
     "brackets": "((1",

@@ -31,11 +31,13 @@ def _any(words: Iterable[str]) -> str:
 _COUNTS = known.SPELLED.keys() | known.MULTIPLIERS.keys() | {f"{word}s" for word in known.MULTIPLIERS}
 _NO_NOUNS = (known.FILLERS - {":"} | known.BETWEEN_TWO | {"or", "point"}) - _COUNTS
 _LETTER = r"[^\W\d_]"
+_PIECE = r" ?(?:[^\W_]+(?:'[^\W_]+)*(?!'?[^\W_])|[^\w\s]|_)"  # a whole word or a sign, so that nothing backtracks
 _DENIES = rf"{_any(known.CHANGING)}|n't{_END}"
-_BOUNDED = rf"{_any(known.LIMITING)}|{_any(['at'])}(?: ?\S+){{0,2}}? ?{_any(['least', 'most'])}"
+_BOUNDED = rf"{_any(known.LIMITING)}|{_any(['at'])}(?:{_PIECE}){{0,2}} ?{_any(['least', 'most'])}"
 # A number word that counts nothing of its own: `forty 2`, `42 and one`. `the three friends` is harmless.
 _LOOSE_COUNT = rf"(?:{_any(_COUNTS)}(?:(?! ?{_LETTER})|(?= ?{_any(_NO_NOUNS)}))|{_any(['zero'])})"
-_FIRST = rf"^{NUMBER} ?(?:[-()\u00b0/] ?)?"  # right behind the number
+_FIRST_SIGN = rf"^{NUMBER}(?: ?[-()\u00b0/])?"
+_FIRST = rf"{_FIRST_SIGN} ?"  # right behind the number
 
 _SUBJECT = re.compile(rf"{_DENIES}|{_any(['minus', 'negative'])}|^ ?-")
 _FRONT = re.compile(
@@ -52,11 +54,11 @@ _FRONT = re.compile(
 # Read with their case: a letter that may be a variable. Building C has 59 floors, and 5 m are meters.
 _LETTER_IN_FRONT = re.compile(rf"{_START}(?![aiAI]{_END})(?![A-Z] ?{_LETTER}){_LETTER}{_END}")
 _LETTER_BEHIND = re.compile(
-    rf"{_START}(?![{''.join(known.UNIT_LETTERS)}]|[aiI] ?{_LETTER})[A-Za-z\u0370-\u03ff]{_END}|^{NUMBER}[aiI]{_END}"
+    rf"{_START}(?![{''.join(known.UNIT_LETTERS)}]|[aiI] ?{_LETTER})[A-Za-z\u0370-\u03ff]{_END}|{_FIRST_SIGN}[aiI]{_END}"
 )
 # Something of the number: the cosine of 60, tens of 42. `a profit of 42` describes a thing, and a total is one.
 _OF = re.compile(rf"{_any(['of'])}(?:[\W_]|{_any(known.SIGN_WORDS.keys() - {'-', '+'})})*{NUMBER}")
-_A_THING = re.compile(rf"{_any(['a', 'an', 'total'])}(?: ?\S+){{0,3}} ?$")
+_A_THING = re.compile(rf"{_any(['a', 'an', 'total'])}(?:{_PIECE}){{0,3}} ?$")
 _ONE = rf"(?<=each |this |that ){_any(['one'])}|(?<=every ){_any(['one'])}|{_any(['one'])} of{_END}"
 _REST = re.compile(
     "|".join([

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_grpo.errors import UserError
-from llm_grpo.rewards.worker import Batch, Ready, Reply, Start
+from llm_grpo.rewards.worker import Batch, Ready, Reply
 
 if TYPE_CHECKING:
     from llm_grpo.config.schema import RewardSpec
@@ -66,7 +66,7 @@ class Worker:
             )
         self.link = Connection(ours.detach())
         self._ended = weakref.finalize(self, _end, self.process, os.getpid())
-        self.link.send(Start(self.spec.name, self.spec.args, self.spec.memory_gb))
+        self.link.send((self.spec.name, self.spec.args, self.spec.memory_gb))
 
     def ready(self) -> Ready:
         """Raises UserError where the reward cannot be loaded, in its own words."""

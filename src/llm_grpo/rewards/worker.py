@@ -31,12 +31,6 @@ LARGEST_FILE = 1 << 30  # bytes; a loop that prints must not fill the disk befor
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-class Start(NamedTuple):
-    name: str
-    args: Mapping[str, Any]
-    memory_gb: float
-
-
 class Ready(NamedTuple):
     """The reward is loaded and its arguments are right; `fault` says why not. `crc`: of its file, 0 for ours."""
 
@@ -77,14 +71,14 @@ def main(descriptor: int, parent: int) -> None:
     link, me = Connection(descriptor), os.getpid()
     _die_with(parent)
     faulthandler.enable()  # a crash, and the SIGABRT of a deadline, say where in the file they struck
-    start: Start = link.recv()
-    _limit(start.memory_gb)
+    name, args, memory_gb = link.recv()
+    _limit(memory_gb)
     try:
-        function = build_here(start.name, start.args)
+        function = build_here(name, args)
     except UserError as error:
         link.send(Ready(fault=str(error)))
         return
-    link.send(Ready(function.__name__, function.__doc__, _crc(start.name)))
+    link.send(Ready(function.__name__, function.__doc__, _crc(name)))
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             reply = _answer(function, link.recv())

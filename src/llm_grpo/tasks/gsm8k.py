@@ -33,9 +33,14 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
 
     @functools.cache
     def read(split: str) -> Split:
-        folder = path or _folder_from_environment()
-        on_hub = HubSplit(HUB_NAME, "main", None, None, split)
-        rows = read_jsonl(_data_file(Path(folder), split)) if folder else read_hub(on_hub, WAY_OUT)
+        held = os.environ.get(DATA_VARIABLE)
+        folder = Path(path) if path else Path(held) / "gsm8k" if held else None
+        if folder is None:
+            rows = read_hub(HubSplit(HUB_NAME, "main", None, None, split), WAY_OUT)
+        elif (file := folder / f"{split}.jsonl").is_file():
+            rows = read_jsonl(file)
+        else:
+            raise NotAtHandError(f"gsm8k: {file} is not there. {WAY_OUT}")
         return collect(rows, lambda line, row: _example(f"gsm8k/{split}/{line}", row), max_bad_share)
 
     def load(split: str) -> Split:
@@ -65,15 +70,3 @@ def _held_back(examples: tuple[Example, ...], size: int) -> frozenset[str]:
         raise UserError(f"task.args.validation_size is {size}; give 0 to {len(examples) - 1}, so that some rows train.")
     ordered = sorted(examples, key=lambda e: (question_hash(e.prompt[-1]["content"]), e.id))
     return frozenset(e.id for e in ordered[:size])
-
-
-def _folder_from_environment() -> str | None:
-    folder = os.environ.get(DATA_VARIABLE)
-    return str(Path(folder) / "gsm8k") if folder else None
-
-
-def _data_file(folder: Path, split: str) -> Path:
-    file = folder / f"{split}.jsonl"
-    if not file.is_file():
-        raise NotAtHandError(f"gsm8k: {file} is not there. {WAY_OUT}")
-    return file

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -130,7 +130,8 @@ def _gold(text: str) -> LabelSet:
 def _from_seed(seed: int, sizes: Mapping[str, int], weights: Mapping[LabelSet, float] | None, split: str) -> Split:
     check_split("lead_qualification", split)
     calls = generated(split, seed, weights)
-    return Split(tuple(_generated_example(split, n, next(calls)) for n in range(sizes[split])))
+    rows = enumerate(islice(calls, sizes[split]))
+    return Split(tuple(_asked(f"lead_qualification/{split}/{n}", row, row["answers"]) for n, row in rows))
 
 
 def generated(split: str, seed: int, weights: Mapping[LabelSet, float] | None = None) -> Iterator[dict[str, str]]:
@@ -151,10 +152,6 @@ def generated(split: str, seed: int, weights: Mapping[LabelSet, float] | None = 
             "query_results": call["transcript"],
             "answers": write_labels(labels),
         }
-
-
-def _generated_example(split: str, number: int, row: Mapping[str, str]) -> Example:
-    return _asked(f"lead_qualification/{split}/{number}", row, row["answers"])
 
 
 def _weights(prior: Mapping[str, float] | None) -> dict[LabelSet, float] | None:
