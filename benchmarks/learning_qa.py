@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from benchmarks.warm_start import Stage, System
-from llm_grpo.answers.judging import write_answer
+from llm_grpo.answers.formats import write_answer
 from llm_grpo.records import Example
 from llm_grpo.tasks.word_problems import word_problems
 

@@ -25,9 +25,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from llm_grpo.answers.formats import write_answer  # noqa: E402
 from llm_grpo.answers.judging import JUDGES  # noqa: E402
 from llm_grpo.rewards import REWARDS  # noqa: E402
-from llm_grpo.rewards.attack import honest  # noqa: E402
+from llm_grpo.rewards.attack import THOUGHT  # noqa: E402
 
 BATCH = 1000
 TAGS = [
@@ -75,7 +76,7 @@ def soup(rng: random.Random) -> str:
 
 def mutated(rng: random.Random) -> str:
     """A good completion with some of it cut out, doubled, or replaced."""
-    text = honest("xml", rng.choice(WORDS))
+    text = write_answer("xml", THOUGHT, rng.choice(WORDS))
     for _ in range(rng.randrange(1, 4)):
         start, length = rng.randrange(len(text) + 1), rng.randrange(30)
         text = text[:start] + rng.choice((soup(rng), "", text[start : start + length] * 2)) + text[start + length :]
@@ -85,7 +86,7 @@ def mutated(rng: random.Random) -> str:
 def answered(rng: random.Random) -> str:
     """The right form around any answer, so that reading and comparing are reached."""
     inner = "".join(rng.choice(rng.choice((WORDS, LATEX))) for _ in range(rng.randrange(1, 8)))
-    return honest("xml", inner)
+    return write_answer("xml", THOUGHT, inner)
 
 
 KINDS: tuple[Callable[[random.Random], str], ...] = (random_text, soup, mutated, answered)
@@ -151,7 +152,7 @@ def judge_check(item: tuple[str, Callable[[str, str], Any]]) -> tuple[str, Calla
 
 def throughput(count: int = 2000) -> dict[str, int]:
     """Completions per second of each variant and judge, on well-formed completions of about 1,000 characters."""
-    texts = [honest("xml", str(number), "Then 6 boxes of 7 apples are 42. " * 30) for number in range(count)]
+    texts = [write_answer("xml", "Then 6 boxes of 7 apples are 42. " * 30, str(number)) for number in range(count)]
     golds = ["42"] * count
     calls = {
         name: lambda r=reward, a=args: r(completions=texts, answer=golds, **a) for name, reward, args, *_ in variants()

@@ -17,7 +17,8 @@ Try it before you train:
 
 from __future__ import annotations
 
-from llm_grpo.answers.judging import extract_xml_answer, parse_number
+from llm_grpo.answers.formats import extract_xml_answer
+from llm_grpo.answers.numerals import parse_number
 
 
 def shows_its_steps(prompts, completions, answer, **kwargs) -> list[float]:

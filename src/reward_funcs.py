@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_grpo.answers.judging import extract_hash_answer, extract_xml_answer
+from llm_grpo.answers.formats import extract_hash_answer, extract_xml_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Example
 from llm_grpo.rewards import LEARNED, REWARDS, build_reward
@@ -29,29 +29,8 @@ if TYPE_CHECKING:
 
     from llm_grpo.config.schema import Config
 
-__all__ = [
-    "conciseness_reward_func",
-    "correctness_reward_func",
-    "cot_clarity_reward_func",
-    "extract_hash_answer",
-    "extract_xml_answer",
-    "int_reward_func",
-    "lead_qualification_reward_func",
-    "repetition_reward_func",
-    "soft_format_reward_func",
-    "strict_format_reward_func",
-    "xmlcount_reward_func",
-]
-
-xmlcount_reward_func = REWARDS["xmlcount_reward_func"]
-soft_format_reward_func = REWARDS["soft_format_reward_func"]
-strict_format_reward_func = REWARDS["strict_format_reward_func"]
-int_reward_func = REWARDS["int_reward_func"]
-correctness_reward_func = REWARDS["correctness_reward_func"]
-conciseness_reward_func = REWARDS["conciseness_reward_func"]
-repetition_reward_func = REWARDS["repetition_reward_func"]
-cot_clarity_reward_func = REWARDS["cot_clarity_reward_func"]
-lead_qualification_reward_func = REWARDS["lead_qualification_reward_func"]
+globals().update(REWARDS)  # each under its published name
+__all__ = [*REWARDS, "extract_hash_answer", "extract_xml_answer"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

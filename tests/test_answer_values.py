@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from llm_grpo.answers.judging import extract_boxed_answer, judge_boxed, judge_hash, judge_plain, judge_xml, same_answer
+from llm_grpo.answers.equality import same_answer
+from llm_grpo.answers.formats import extract_boxed_answer
+from llm_grpo.answers.judging import JUDGES
 
 SIGNS = [
     ("minus 5", "-5", True, "a sign in a word"),
@@ -48,6 +50,8 @@ SIGNS = [
     ("x-5", "5", False, "a difference"),
     ("x-5", "-5", False, "a difference"),
     ("5 below zero", "5", False, "below zero is negative"),
+    ("5 in the red", "5", False, "a loss"),
+    ("5 in the red box", "5", True, "a colour"),
     ("5 degrees below zero", "5", False, "below zero is negative"),
     ("\u00b15", "5", False, "two values"),
     ("plus or minus 5", "5", False, "two values in words"),
@@ -97,6 +101,19 @@ MULTIPLIERS = [
     ("3 tenths", "0.3", True, "a part"),
     ("2 thirds", "2/3", True, "a part"),
     ("2 thirds", "2", False, "a part"),
+    ("\u00b9\u2044\u2082", "1/2", True, "raised, a fraction's stroke, lowered"),
+    ("2\u00b9\u2044\u2082", "2.5", True, "a mixed number of them"),
+    (r"\frac{1,000}{2}", "500", True, "thousands in a fraction"),
+    (r"\frac{1,00}{2}", "50", False, "no thousands"),
+    ("1 000 000", "1000000", True, "groups of three with plain blanks"),
+    ("$1 000 000.50", "1000000.5", True, "with a currency and cents"),
+    ("1 000 000", "0", False, "one number"),
+    ("12 345", "345", False, "two numbers, or one: nobody can tell"),
+    ("5 100 200 300", "5100200300", True, "four groups"),
+    ("1 100 200 30", "1100200", False, "a list"),
+    ("5 degrees Celsius", "5\u00b0C", True, "a unit, written out"),
+    ("5 degrees Fahrenheit", "5\u00b0C", False, "another unit"),
+    ("it fails to be 42", "42", False, "denied"),
     ("3 quarters", "3", False, "a part, or coins"),
     ("1/2 million", "500000", True, "half of one"),
     ("half of 3", "3", False, "a half"),
@@ -618,10 +635,10 @@ def test_the_last_box(text: str, answer: str | None, why: str) -> None:
 
 def test_the_box_decides_where_the_format_is_another() -> None:
     text = r"\boxed{18}. This uses 6 and 3."
-    assert all(judge(text, "18").lenient for judge in (judge_xml, judge_hash, judge_plain, judge_boxed))
-    assert judge_boxed(text, "18").strict and not judge_boxed(text, "3").lenient
-    assert not judge_boxed(r"\boxed{41} \boxed{42}", "42").strict, "two boxes are a hedge"
-    assert judge_boxed("so 42", "42").lenient and not judge_boxed("so 42", "42").formatted
+    assert all(judge(text, "18").lenient for judge in JUDGES.values())
+    assert JUDGES["boxed"](text, "18").strict and not JUDGES["boxed"](text, "3").lenient
+    assert not JUDGES["boxed"](r"\boxed{41} \boxed{42}", "42").strict, "two boxes are a hedge"
+    assert JUDGES["boxed"]("so 42", "42").lenient and not JUDGES["boxed"]("so 42", "42").formatted
 
 
 LENIENT = [
@@ -634,8 +651,8 @@ LENIENT = [
 
 @pytest.mark.parametrize(("text", "gold", "why"), LENIENT)
 def test_the_last_number_brings_what_changes_it(text: str, gold: str, why: str) -> None:
-    judged = judge_xml(text, gold)
-    assert judged.lenient and not judge_xml(text, gold.strip("-").rstrip("0")).lenient, why
+    judged = JUDGES["xml"](text, gold)
+    assert judged.lenient and not JUDGES["xml"](text, gold.strip("-").rstrip("0")).lenient, why
 
 
 PROSE = [
@@ -664,4 +681,4 @@ PROSE = [
 
 @pytest.mark.parametrize(("text", "gold", "right", "why"), PROSE)
 def test_the_last_number_counts_as_its_sentence_leaves_it(text: str, gold: str, right: bool, why: str) -> None:
-    assert all(judge(text, gold).lenient is right for judge in (judge_xml, judge_hash, judge_plain, judge_boxed)), why
+    assert all(judge(text, gold).lenient is right for judge in JUDGES.values()), why

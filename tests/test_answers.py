@@ -9,19 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_grpo.answers.judging import (
-    JUDGES,
-    extract_hash_answer,
-    extract_xml_answer,
-    judge_hash,
-    judge_plain,
-    judge_xml,
-    last_number,
-    only_answer,
-    parse_number,
-    same_answer,
-    well_formed,
-)
+from llm_grpo.answers.equality import same_answer
+from llm_grpo.answers.formats import extract_hash_answer, extract_xml_answer, only_answer, well_formed
+from llm_grpo.answers.judging import JUDGES
+from llm_grpo.answers.numerals import last_number, parse_number
 
 NUMBERS = [
     ("$1,234.00", 1234, "currency, thousands, cents"),
@@ -263,25 +254,25 @@ JUDGED_XML = [  # text, gold, (extracted, strict, lenient, formatted)
 
 @pytest.mark.parametrize(("text", "gold", "said", "why"), JUDGED_XML)
 def test_judge_xml(text: str, gold: str, said: tuple[str | None, bool, bool, bool], why: str) -> None:
-    judged = judge_xml(text, gold)
+    judged = JUDGES["xml"](text, gold)
     assert (judged.extracted, judged.strict, judged.lenient, judged.formatted) == said, why
 
 
 def test_judge_hash() -> None:
-    assert judge_hash("6 x 7\n#### 42", "42").strict
-    assert judge_hash("6 x 7\n#### 1,234", "1234").strict
-    late = judge_hash("#### 42\nand more", "42")
+    assert JUDGES["hash"]("6 x 7\n#### 42", "42").strict
+    assert JUDGES["hash"]("6 x 7\n#### 1,234", "1234").strict
+    late = JUDGES["hash"]("#### 42\nand more", "42")
     assert late.lenient and not late.formatted and not late.strict
-    assert judge_hash("it is 42", "42").lenient and not judge_hash("it is 42", "42").formatted
-    assert not judge_hash("#### 7\n#### 42", "42").formatted
+    assert JUDGES["hash"]("it is 42", "42").lenient and not JUDGES["hash"]("it is 42", "42").formatted
+    assert not JUDGES["hash"]("#### 7\n#### 42", "42").formatted
 
 
 def test_judge_plain() -> None:
-    assert judge_plain(" Budget \n", "budget").strict
-    assert judge_plain("42 apples", "42").strict
-    wordy = judge_plain("Let me think: 6 x 7.\nSo 42", "42")
+    assert JUDGES["plain"](" Budget \n", "budget").strict
+    assert JUDGES["plain"]("42 apples", "42").strict
+    wordy = JUDGES["plain"]("Let me think: 6 x 7.\nSo 42", "42")
     assert wordy.lenient and not wordy.strict and not wordy.formatted
-    assert not judge_plain("", "42").formatted
+    assert not JUDGES["plain"]("", "42").formatted
 
 
 @settings(max_examples=300, deadline=None)

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 
 from llm_grpo.config.dotted import split_override
-from llm_grpo.config.grpo_fields import OWNED_ELSEWHERE, grpo_fields
+from llm_grpo.config.grpo_fields import grpo_fields
 from llm_grpo.config.loading import load_config
-from llm_grpo.config.old_names import GONE, MOVED
+from llm_grpo.config.old_names import GONE, MOVED, OWNED_ELSEWHERE
 from llm_grpo.config.schema import GRPO_DEFAULTS
 from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.problems import build_rewards
@@ -229,7 +229,7 @@ def test_broken_files(write, text: str, said: str) -> None:
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text(MINIMAL)
-    with pytest.raises(UserError, match="There are: .*demo.yaml"):
+    with pytest.raises(UserError, match="Did you mean 'demo.yaml'"):
         load_config(tmp_path / "dmeo.yaml")
 
 

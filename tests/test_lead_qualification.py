@@ -258,7 +258,7 @@ def test_faults_of_the_file(tmp_path: Path) -> None:
         lead_qualification(path=str(path)).load("train")
     with pytest.raises(UserError, match="falls into the test split"):
         lead_qualification(path=str(write_csv(tmp_path / "one.csv", *rows(1))), test_share=1e-9).load("test")
-    with pytest.raises(UserError, match="shares"):
+    with pytest.raises(UserError, match="test_share=0.6"):
         lead_qualification(path=str(tmp_path / "calls.csv"), test_share=0.6, validation_share=0.5).load("test")
     with pytest.raises(UserError, match="no split 'dev'"):
         lead_qualification().load("dev")

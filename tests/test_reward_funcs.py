@@ -134,7 +134,7 @@ def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path: Path, line: str, m
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'{"completion": "\xff"}\n')
     done = run("score", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
-    assert done.returncode == 2 and "in.jsonl:1: not JSON" in done.stderr
+    assert done.returncode == 2 and "in.jsonl:1: the byte 0xff is not UTF-8" in done.stderr
 
 
 def test_an_own_reward_that_fails_is_named_with_the_line(tmp_path: Path) -> None:

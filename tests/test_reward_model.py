@@ -167,7 +167,7 @@ WRONG = [
     ({}, "needs model", "no model"),
     ({"model": "m", "modle": "x"}, "Did you mean 'model'", "a typo"),
     ({"model": "m", "render": "chta"}, "Did you mean 'chat'", "a choice"),
-    ({"model": "m", "dtype": "int8"}, "there is no dtype 'int8'", "a choice"),
+    ({"model": "m", "dtype": "int8"}, "dtype: there is no 'int8'", "a choice"),
     ({"model": "m", "device": "gpu"}, "give auto, cpu, cuda", "a device"),
     ({"model": "m", "batch_size": 0}, "must be at least 1", "a number"),
     ({"model": "m", "batch_size": "8"}, "takes int", "a type"),

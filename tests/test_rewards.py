@@ -112,7 +112,7 @@ WRONG_NAMES = [
     ("correctness_reward_func", {"answer_format": "xlm"}, "Did you mean 'xml'", "a value"),
     ("rewards/own.py:breif", {}, "no function 'breif'. Did you mean 'brief'", "a function's name"),
     ("rewards/own.py", {}, "write path/to/file.py:function", "no function named"),
-    ("rewards/won.py:brief", {}, "no file rewards/won.py .*Did you mean 'own.py'", "a file's name"),
+    ("rewards/won.py:brief", {}, "no file rewards/won.py. Did you mean 'own.py'", "a file's name"),
     ("nowhere/own.py:brief", {}, "there is no file", "a folder's name"),
     ("rewards/own.py:scaled", {"facto": 2}, "unknown argument 'facto'. Did you mean 'factor'", "an own argument"),
 ]

@@ -103,8 +103,6 @@ def test_the_step_is_told_where_it_is_known() -> None:
     state = SimpleNamespace(global_step=7)
     with pytest.raises(RewardError, match="reward 'mine' at step 8, row 1"):
         guard(raises_on_y, "mine")(**ROWS, trainer_state=state)
-    with pytest.raises(RewardError, match="reward 'mine' at step 9, row 1"):
-        guard(raises_on_y, "mine", step=lambda: 9)(**ROWS, trainer_state=state)
 
 
 def test_ctrl_c_is_not_an_error_of_the_reward() -> None:

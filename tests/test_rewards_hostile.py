@@ -12,16 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_grpo.answers.judging import (
-    JUDGES,
-    extract_boxed_answer,
-    extract_hash_answer,
-    extract_xml_answer,
-    last_number,
-    only_answer,
-    parse_number,
-    same_answer,
-)
+from llm_grpo.answers.equality import same_answer
+from llm_grpo.answers.formats import extract_boxed_answer, extract_hash_answer, extract_xml_answer, only_answer
+from llm_grpo.answers.judging import JUDGES
+from llm_grpo.answers.numerals import last_number, parse_number
 from llm_grpo.rewards import REWARDS
 from llm_grpo.rewards.calculations import calculations
 
@@ -53,6 +47,7 @@ FAMILIES: dict[str, str] = {  # a unit to repeat, and in braces what stands befo
     "labels": "Need, ",
     "half closing actions": "< / respond ",
     "numbers and words": "42 or ",
+    "bounds": "at.",
     "sums": "1+1=2 ",
     "sums without an end": "1+",
     "brackets": "((1",

@@ -102,7 +102,7 @@ def test_answers_behind_hashes() -> None:
     assert conciseness("\\boxed{30}", answer_format="boxed") == -0.5
     assert conciseness("#### 30", answer_format="hash") == -0.5
     for reward in (conciseness, cot_clarity):
-        with pytest.raises(UserError, match="'plain' has no reasoning"):
+        with pytest.raises(UserError, match="there is no 'plain'"):
             reward("30", answer_format="plain")
 
 
@@ -140,16 +140,6 @@ def test_the_published_fuzzy_correctness(answer: str, gold: str, score: float, w
     assert correctness(text, gold) == (2.0 if answer in (gold, "PARIS") else 0.0), "by default only what is equal"
     with pytest.raises(UserError, match="fuzzy"):
         correctness(text, gold, fuzzy=True)
-
-
-@settings(max_examples=500, deadline=None)
-@given(st.text("0123-.ab", max_size=9), st.text("0123-.ab", min_size=1, max_size=9))
-def test_likeness_is_that_of_rapidfuzz(answer: str, gold: str) -> None:
-    fuzz = pytest.importorskip("rapidfuzz.fuzz")
-    likeness = fuzz.ratio(answer.lower(), gold.lower())
-    expected = 2.0 if answer == gold else 1 + likeness / 100 if likeness >= 80 else 0.0
-    text = f"<answer>{answer}</answer>"
-    assert correctness(text, gold, published=True, fuzzy=True) == pytest.approx(expected)
 
 
 PIECES = st.sampled_from(["<reasoning>", "</reasoning>", "<answer>", "</answer>", "\n", " ", "x"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpo.answers.judging import FORMATS, JUDGES
+from llm_grpo.answers.formats import FORMATS
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length
 from llm_grpo.records import Example
@@ -131,7 +132,7 @@ FORMED = [
 def test_the_format_reward_knows_the_answer_formats(answer_format: str, text: str, formed: bool) -> None:
     reward = build_reward("strict_format_reward_func", {"answer_format": answer_format})
     assert reward(prompts=[[]], completions=[text], answer=["42"]) == [0.5 if formed else 0.0]
-    assert JUDGES[answer_format](text, "42").formatted == FORMATS[answer_format](text) == formed
+    assert JUDGES[answer_format](text, "42").formatted == FORMATS[answer_format].formed(text) == formed
     with pytest.raises(UserError, match="answer_format"):
         build_reward("strict_format_reward_func", {"answer_format": "hsah"})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpo.answers.judging import same_answer
+from llm_grpo.answers.equality import same_answer
 from llm_grpo.errors import UserError
 from llm_grpo.records import Split, Task
 from llm_grpo.tasks import build_task
@@ -349,7 +349,7 @@ def test_missing_files_and_empty_splits_are_named(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "t.jsonl", plain_rows(3))
     with pytest.raises(UserError, match=r"task\.args\.path: there is no file"):
         table(tmp_path / "gone.jsonl").load("train")
-    with pytest.raises(UserError, match=r"task\.args\.test_path: there is no file 'gone'"):
+    with pytest.raises(UserError, match=r"task\.args\.test_path: there is no file gone"):
         table(file, test_path="gone").load("train")
     with pytest.raises(UserError, match="falls into the test split"):
         table(file, test_share=1e-9).load("test")

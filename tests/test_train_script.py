@@ -232,7 +232,7 @@ def test_the_dry_run_of_the_reference_needs_no_gpu() -> None:
 
 
 WRONG = [
-    (["--config", "configs/none.yaml"], "no such file"),
+    (["--config", "configs/none.yaml"], "there is no file configs/none.yaml"),
     (["--config", "configs/demo.yaml", "grpo.max_stepz=1"], "Did you mean 'max_steps'?"),
     (["--config", "configs/demo.yaml", "task.name=word_problem"], "Did you mean 'word_problems'?"),
     (["--config", "configs/demo.yaml", "task.args={sede: 1}"], "Did you mean 'seed'?"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -35,6 +36,18 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
         five = difflib.get_close_matches(given, names, n=5, cutoff=0)
         return f" None of the {len(names)} names is near; the nearest are {', '.join(five)}."
     return f" Allowed: {', '.join(names) or 'nothing'}."
+
+
+def not_there(path: Path) -> str:
+    """'there is no file X.', with the nearest of its kind beside it."""
+    beside = [other.name for other in path.parent.glob(f"*{path.suffix}")]
+    return f"there is no file {path}.{did_you_mean(path.name, beside) if beside else ''}"
+
+
+def check_choice(where: str, given: Any, allowed: Iterable[str]) -> None:
+    """Refuse a word that is none of those allowed, as `where: there is no 'given'`."""
+    if given not in (names := list(allowed)):
+        raise UserError(f"{where}: there is no '{given}'.{did_you_mean(str(given), names)}")
 
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None), "dict": dict, "list": list,

@@ -8,7 +8,8 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from llm_grpo.answers.judging import format_of, write_answer
+from llm_grpo.answers.formats import write_answer
+from llm_grpo.answers.judging import format_of
 from llm_grpo.config.schema import Config, RewardSpec
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import split_by_length, with_known_roles, with_system

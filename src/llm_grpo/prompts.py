@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.answers.judging import TAGS
+from llm_grpo.answers.formats import TAGS
 from llm_grpo.answers.labels import CLOSE as RESPONDED
 from llm_grpo.answers.labels import OPEN as RESPOND
 from llm_grpo.answers.thinking import CLOSE, OPEN

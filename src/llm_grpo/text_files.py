@@ -70,5 +70,5 @@ def json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
         try:
             if line.strip():
                 yield f"{name}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name}:{number}: not JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:  # RecursionError: nested thousands deep
+            raise UserError(f"{name}:{number}: not JSON ({getattr(error, 'msg', error)}).") from None

@@ -14,35 +14,25 @@ _QUOTES = dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4\u02bc\u2039\u203a"
 )
 _INVISIBLE = dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", "")
 _WIDE = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}  # full-width forms of ASCII
-_TYPOGRAPHY = str.maketrans(
-    _SIGNS
-    | _QUOTES
-    | _INVISIBLE
-    | _WIDE
-    | {
-        "\u2026": "...",
-        "\u2044": "/",
-        "\u2215": "/",
-        "\u2236": ":",
-        "\u3002": ".",
-        "\u3010": "[",
-        "\u3011": "]",
-        "\u00ba": "\u00b0",
-    }
-)
+_OTHERS = {"\u2026": "...", "\u2044": "/", "\u2215": "/", "\u2236": ":", "\u3002": ".", "\u3010": "[", "\u3011": "]",
+           "\u00ba": "\u00b0"}  # fmt: skip
+_TYPOGRAPHY = str.maketrans(_SIGNS | _QUOTES | _INVISIBLE | _WIDE | _OTHERS)
 
 _WRAPPERS = (
     r"boxed|fbox|framebox|[mh]box|text(?:bf|it|rm|sf|tt|up|sc|normal)?|emph|underline|operatorname"
     r"|math(?:rm|bf|it|sf|tt|normal)|bm|boldsymbol"
 )
 _OPENED = re.compile(rf"\\(?:{_WRAPPERS})\s?(?=\{{)")
-_LOOKS = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|big|Big|bigl|bigr|limits|bf|rm|it)(?![a-zA-Z])|\\(?:text)?color\s?\{[a-z]+\}|\\!"
-)
-_SPACE = re.compile(r"\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|\\[ ,;:>]|\\\\")
-_DEGREE = re.compile(r"\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\degrees?(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
-_CURRENCIES = {r"\textdollar": "\uff04", r"\pounds": "\u00a3", r"\texteuro": "\u20ac", r"\euro": "\u20ac"}
-_CURRENCY = re.compile(r"\\(?:textdollar|pounds|texteuro|euro)(?![a-zA-Z])\s?")
+_LATEX_DRESS = [  # what only says how it looks, in this order; an escaped `$` is a currency (\uff04)
+    (re.compile(r"\\(?:textdollar(?![a-zA-Z])\s?|\$)"), "\uff04"),
+    (re.compile(r"\\pounds(?![a-zA-Z])\s?"), "\u00a3"),
+    (re.compile(r"\\(?:text)?euro(?![a-zA-Z])\s?"), "\u20ac"),
+    (re.compile(r"\\([%#&])"), r"\1"),
+    (re.compile(r"\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\(?:text)?degrees?(?![a-zA-Z])"), "\u00b0"),
+    (re.compile(r"\\(?:left|right|displaystyle|textstyle|big|Big|bigl|bigr|limits|bf|rm|it)(?![a-zA-Z])"), ""),
+    (re.compile(r"\\(?:text)?color\s?\{[a-z]+\}|\\!"), ""),
+    (re.compile(r"\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|\\[ ,;:>]|\\\\"), " "),
+]
 _TIE = re.compile(r"~(?=[a-zA-Z\\{])")  # LaTeX's space between a number and its unit; `~42` is about 42
 _MATHS = re.compile(r"^(?:\${1,2}|\\\(|\\\[)([^$\\]*(?:\\[^()\[\]][^$\\]*)*)(?:\${1,2}|\\\)|\\\])[.]?$")
 _INNERMOST = re.compile(rf"\\(?:{_WRAPPERS})\s?\{{([^{{}}\\]*)\}}")
@@ -60,20 +50,13 @@ def typed(text: str) -> str:
 
 
 def without_latex_dress(text: str) -> str:
-    """The text without LaTeX that only says how it looks. An escaped `$` is a currency (\uff04), a pair of them not."""
-    text = (
-        _CURRENCY.sub(lambda m: _CURRENCIES[m[0].strip()], text)
-        .replace("\\$", "\uff04")
-        .replace("\\%", "%")
-        .replace("\\#", "#")
-        .replace("\\&", "&")
-    )
-    text = _SPACE.sub(" ", _LOOKS.sub("", _DEGREE.sub("\u00b0", text)))
+    """The text without LaTeX that only says how it looks. A pair of `$` is dress, one alone a currency."""
+    for pattern, plain in _LATEX_DRESS if "\\" in text else ():
+        text = pattern.sub(plain, text)
     if "\\" in text:
         text = _TIE.sub(" ", text)
     text = re.sub(r"\\[()\[\]]", " ", _OPENED.sub("", text))
-    pairs = text.count("$")
-    return text.replace("$", " ") if pairs and pairs % 2 == 0 else text
+    return text.replace("$", " ") if text.count("$") % 2 == 0 else text
 
 
 def unwrapped(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 
 from llm_grpo.answers.dress import typed, unwrapped
 from llm_grpo.answers.latex import as_latex, same_latex
@@ -69,20 +68,13 @@ MATCHES: dict[str, Callable[[str | None, str], bool]] = {
 def _same_reading(mine: Reading, theirs: Reading) -> bool:
     """Equal values of units that do not contradict each other."""
     if mine.money and theirs.money and mine.money != theirs.money:
-        return _in_whole(mine) == _in_whole(theirs) and bool(_coins(mine, theirs) or _coins(theirs, mine))
+        both = ((mine, theirs), (theirs, mine))
+        return any(b.money in _HUNDREDTHS.get(a.money, ()) and a.value / 100 == b.value for a, b in both)
     one, other = (mine, theirs) if mine.money else (theirs, mine)
     if one.money and not other.money and other.words & (MEASURES - {one.money}):
         return False
     has_unit = mine.words or (mine.money and not theirs.money)
     return mine.value == theirs.value and (not has_unit or theirs.words <= mine.words)
-
-
-def _in_whole(reading: Reading) -> Fraction:
-    return reading.value / 100 if reading.money in _HUNDREDTHS else reading.value
-
-
-def _coins(small: Reading, whole: Reading) -> bool:
-    return whole.money in _HUNDREDTHS.get(small.money, ())
 
 
 def _normal(text: str) -> str:

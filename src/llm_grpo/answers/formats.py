@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\[{}]|[{}]")
@@ -55,21 +56,6 @@ def extract_boxed_answer(text: str) -> str | None:
     return None if found is None else found.strip()
 
 
-def only_answer(text: str, answer_format: str = "xml") -> str | None:
-    """The answer of a completion that gives exactly one, in that format (xml, hash, boxed, plain), else None.
-
-    Two answer blocks, two `####` or two boxes are a hedge and not an answer; plain is one line.
-    """
-    if answer_format == "plain":
-        return text.strip() if is_one_line(text) else None
-    if answer_format == "boxed":
-        return extract_boxed_answer(text) if has_one_box(text) else None
-    marks = ("####",) if answer_format == "hash" else TAGS[2:]
-    if any(text.count(mark) != 1 for mark in marks):
-        return None
-    return extract_hash_answer(text) if answer_format == "hash" else extract_xml_answer(text)
-
-
 def well_formed(text: str) -> bool:
     """Each tag exactly once and in order, something in both blocks, nothing but whitespace outside them.
 
@@ -94,23 +80,62 @@ def has_one_box(text: str) -> bool:
     return sum(len(brace[0]) > 2 for brace in _BRACE.finditer(text)) == 1 and bool(extract_boxed_answer(text))
 
 
-def _one_mark(text: str) -> bool:
-    behind = text.partition("####")[2]
-    return "####" not in behind and is_one_line(behind)
+def _reasoning_block(text: str) -> str:
+    opened, closed = text.find(TAGS[0]), text.find(TAGS[1])
+    once = text.count(TAGS[0]) == text.count(TAGS[1]) == 1
+    return text[opened + len(TAGS[0]) : closed] if once and opened < closed else ""
 
 
-# Whether a completion has exactly the form that an answer format asks for.
-FORMATS: dict[str, Callable[[str], bool]] = {
-    "xml": well_formed, "hash": _one_mark, "boxed": has_one_box, "plain": is_one_line,
-}  # fmt: skip
+@dataclass(frozen=True)
+class AnswerFormat:
+    """One way to mark an answer, and all that is asked of it.
+
+    formed: whether a completion has exactly that form. answer: the last one that is marked, None where there is none.
+    once: whether there is one mark alone; two answers are a hedge. reasoning: what stands before the answer, blank for
+    nothing; None: there never is one. written: the completion that was asked for.
+    """
+
+    formed: Callable[[str], bool]
+    answer: Callable[[str], str | None]
+    once: Callable[[str], bool]
+    reasoning: Callable[[str], str] | None
+    written: str
+
+
+FORMATS = {
+    "xml": AnswerFormat(
+        well_formed,
+        extract_xml_answer,
+        lambda text: text.count(TAGS[2]) == text.count(TAGS[3]) == 1,
+        _reasoning_block,
+        "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>",
+    ),
+    "hash": AnswerFormat(
+        lambda text: text.count("####") == 1 and is_one_line(text.partition("####")[2]),
+        extract_hash_answer,
+        lambda text: text.count("####") == 1,
+        lambda text: text.partition("####")[0] if "####" in text else "",
+        "{reasoning}\n#### {answer}",
+    ),
+    "boxed": AnswerFormat(
+        has_one_box,
+        lambda text: extract_boxed_answer(text) or None,
+        has_one_box,
+        lambda text: text.rpartition("\\boxed")[0],
+        "{reasoning}\n\\boxed{{{answer}}}",
+    ),
+    "plain": AnswerFormat(is_one_line, lambda text: text.strip() or None, is_one_line, None, "{answer}"),
+}
+
+
+def only_answer(text: str, answer_format: str = "xml") -> str | None:
+    """The answer of a completion that gives exactly one, in that format, else None."""
+    asked = FORMATS[answer_format]
+    return asked.answer(text) if asked.once(text) else None
 
 
 def write_answer(answer_format: str, reasoning: str, answer: str) -> str:
     """The completion that was asked for, as a chat model ends it: without a newline. plain takes no reasoning."""
-    if answer_format == "plain":
-        return answer
-    if answer_format == "hash":
-        return f"{reasoning}\n#### {answer}"
-    if answer_format == "boxed":  # a solution from MATH boxes its answer already
-        return reasoning if extract_boxed_answer(reasoning) == answer else f"{reasoning}\n\\boxed{{{answer}}}"
-    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+    if answer_format == "boxed" and extract_boxed_answer(reasoning) == answer:
+        return reasoning  # a solution from MATH boxes its answer already
+    return FORMATS[answer_format].written.format(reasoning=reasoning, answer=answer)

@@ -74,7 +74,8 @@ def last_said(text: str) -> tuple[str | None, bool]:
     line = next((line for line in reversed(text.split("\n")) if _NUMBER.search(line)), None)
     if line is None:
         return None, False
-    written = _last(typed(line))
+    as_written = [*_LAST.finditer(typed(line))]
+    written = as_written[-1][0].rstrip(".,") if as_written else None
     piece = plain(line[-MAX_NUMBER_CHARS:])
     found = [*_LAST.finditer(piece)]
     if not found:  # too far from the end to be looked at, or nothing that stands by itself: \\sqrt42
@@ -95,10 +96,3 @@ def _phrase(piece: str, found: list[re.Match[str]], said: str) -> str:
     ended = _SENTENCE.search(piece, start + len(said))
     behind = _NEXT_WORDS.match(piece, start + len(said), ended.start() if ended else len(piece))
     return piece[begin : behind.end() if behind else None]
-
-
-def _last(text: str) -> str | None:
-    found = None
-    for match in _LAST.finditer(text):
-        found = match[0]
-    return found.rstrip(".,") if found else None

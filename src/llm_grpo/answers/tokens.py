@@ -11,11 +11,13 @@ from llm_grpo.answers.dress import typed, without_latex_dress
 
 _SPACES = "\u00a0\u2007\u2008\u2009\u200a\u202f"
 _GROUP_SPACE = re.compile(rf"(?<=[0-9])(?:[{_SPACES}]|\\[,;!])(?=[0-9]{{3}}(?![0-9]))")
-_APOSTROPHES = re.compile(r"(?<![0-9.'])[1-9][0-9]{0,2}(?:'[0-9]{3})+(?![0-9'])")
-_FRACTION = re.compile(r"\\(?:[dtcs]?|nice)frac\{(-?[0-9]+)\}\{([0-9]+)\}")
+_GROUPS = re.compile(r"(?<![0-9.'])(?<![0-9] )[1-9][0-9]{0,2}(?:(?:'[0-9]{3})+|(?: [0-9]{3}){2,})(?!['/]?[0-9]| [0-9])")
+_FRACTION = re.compile(r"\\(?:[dtcs]?|nice)frac\{(-?[0-9][0-9,]*)\}\{([0-9]+)\}")
 _OVER = re.compile(r"(?<=[0-9])(?:\s?/\s?|\s?\\over\s?)(?=[0-9])")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac([0-9])([0-9])(?![0-9])")  # \frac12
-VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+VULGAR = re.compile(
+    "[\u00bc-\u00be\u2150-\u215e]|[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]{1,9}[/\u2044][\u2080-\u2089]{1,9}"
+)
 _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
 )
@@ -23,18 +25,24 @@ _RAISED_DIGITS = "".join(map(chr, _SUPERSCRIPTS))
 _RAISED = rf"\^\s?\{{?\s?(?P<power>[-+]?[0-9]{{1,3}})\s?\}}?(?![0-9.])|(?P<raised>[{_RAISED_DIGITS}]{{1,4}})"
 _TIMES_TEN = re.compile(rf"(?<=[0-9])\s?(?:\\times|\\cdot|[x\u00d7*\u00b7\u22c5])\s?(?:10|\{{10\}})(?:{_RAISED})")
 _TEN = re.compile(rf"(?<![\w.,^/)}}\u00d7*\u00b7])10(?:{_RAISED})(?!\s?[!^])")
-# The power of a unit (m\u00b2, cm^3) belongs to its word; `x^2`, `5x10` and `1e3` are no units.
-_UNIT_POWER = re.compile(
-    r"(?:(?<=[^\W\d_]{2})|(?<=[ms]))(?:[\u00b2\u00b3]|\^[23]|(?<=[mt])[23])"
-    r"(?![0-9.,]*[0-9]|[^\W_])"
-)
-_HALVES = re.compile(r"\b([ap])\.m\.(?!\w)", re.IGNORECASE)
-_DASH = re.compile(r"(?<=[0-9])(?:/-|,-)(?=\s*(?:[^\W\d]|$))")  # 500/- and 500,- are prices
 _AND = re.compile(r"(?<=[0-9])\sand\s(?=[0-9]+/[0-9])")  # 2 and 1/2
-_RUPEES = re.compile(r"(?<![^\W\d_])Rs\.?\s?(?=[0-9])", re.IGNORECASE)
-_CODE = re.compile(r"\b(USD|EUR|GBP|JPY|INR|CHF|AUD|CAD)(?=[-0-9])")
-_SUMS_UP = re.compile(r"\b(?:adds?|sums?|comes?|amounts?|totals?) (?:up )?to\b", re.IGNORECASE)
-_LABEL = re.compile(r"^\s*\(?[a-zA-Z]\)\s")  # (A) 42: a choice and what it says
+_ONE_WRITING = [  # what is written in several ways, behind the LaTeX dress, in this order
+    (re.compile(r"\b(?:adds?|sums?|comes?|amounts?|totals?) (?:up )?to\b", re.IGNORECASE), "is"),
+    (re.compile(r"\b(USD|EUR|GBP|JPY|INR|CHF|AUD|CAD)(?=[-0-9])"), r"\1 "),
+    (re.compile(r"(?<![^\W\d_])Rs\.?\s?(?=[0-9])", re.IGNORECASE), "\u20b9"),
+    (re.compile(r"(?<=[0-9])[{}]+(?=[0-9])"), " "),
+    (re.compile(r"[{}]"), ""),
+    (re.compile(r"\b([ap])\.m\.(?!\w)", re.IGNORECASE), r"\1m"),
+    (re.compile(r"(?<=[0-9])(?:/-|,-)(?=\s*(?:[^\W\d]|$))"), ""),  # 500/- and 500,- are prices
+    (re.compile(r"\bin the red(?=\W*$)", re.IGNORECASE), "below zero"),
+    (re.compile(r"\b(per(?= cent)|may(?= be)) ", re.IGNORECASE), r"\1"),
+    # The power of a unit (m\u00b2, cm^3) belongs to its word; `x^2`, `5x10` and `1e3` are no units.
+    (
+        re.compile(r"(?:(?<=[^\W\d_]{2})|(?<=[ms]))(?:[\u00b2\u00b3]|\^[23]|(?<=[mt])[23])(?![0-9.,]*[0-9]|[^\W_])"),
+        "",
+    ),
+    (re.compile(r"^\s*\(?[a-zA-Z]\)\s"), ""),  # (A) 42: a choice and what it says
+]
 
 _TOKEN = re.compile(
     r"(?P<number>(?:(?P<whole>[0-9]{1,9})\s{1,9}(?=[0-9]{1,9}/[0-9]))?(?P<top>\.?[0-9][0-9.,]*)"
@@ -65,20 +73,14 @@ class Token:
 def plain(text: str) -> str:
     """Without what is only dress, and with one way to write a thing: 1,234 and 1/2 and 1.5e3."""
     text = typed(_GROUP_SPACE.sub("", text).replace("{,}", ","))
-    text = _APOSTROPHES.sub(lambda m: m[0].replace("'", ""), text)
+    text = _GROUPS.sub(lambda m: m[0].replace("'", "").replace(" ", ""), text)
     text = VULGAR.sub(lambda m: _mixed(m, unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/")), text)
     text = _FRACTION.sub(lambda m: _mixed(m, f"{m[1]}/{m[2]}"), _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text))
     text = _TEN.sub(lambda m: f"1{_exponent(m)}", _TIMES_TEN.sub(_exponent, text))
-    text = _RUPEES.sub(
-        "\u20b9", _CODE.sub(r"\1 ", _SUMS_UP.sub("is", without_latex_dress(_AND.sub(" ", _OVER.sub("/", text)))))
-    )
-    text = re.sub(r"(?<=[0-9])[{}]+(?=[0-9])", " ", text).replace("{", "").replace("}", "")
-    return _LABEL.sub(
-        "",
-        _UNIT_POWER.sub(
-            "", _DASH.sub("", _HALVES.sub(r"\1m", text)).replace("per cent", "percent").replace("may be", "maybe")
-        ),
-    )
+    text = without_latex_dress(_AND.sub(" ", _OVER.sub("/", text)))
+    for pattern, one in _ONE_WRITING:
+        text = pattern.sub(one, text)
+    return text
 
 
 def tokens_of(text: str) -> list[Token]:

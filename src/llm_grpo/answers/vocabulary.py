@@ -31,14 +31,8 @@ MULTIPLIERS: dict[str, Fraction] = {
 }  # fmt: skip
 # A letter that is glued to the digits. m is a metre, but behind a currency ($5m) a million, and b and t are theirs.
 SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-SUFFIXES |= {
-    "\u767e": 100,
-    "\u5343": 10**3,
-    "\u4e07": 10**4,
-    "\u842c": 10**4,
-    "\u4ebf": 10**8,
-    "\u5104": 10**8,
-}  # Chinese
+_CHINESE = {10**2: "\u767e", 10**3: "\u5343", 10**4: "\u4e07\u842c", 10**8: "\u4ebf\u5104"}
+SUFFIXES |= {letter: value for value, letters in _CHINESE.items() for letter in letters}
 MONEY_SUFFIXES = {"k": 10**3, "m": 10**6, "mm": 10**6, "b": 10**9, "t": 10**12}
 # Number or thing, nobody can tell: four score, the score; three quarters of a mile, three quarters of a dollar each.
 UNCLEAR_COUNTS = _words(
@@ -56,10 +50,10 @@ SPELLED |= {word: 10 * ten for ten, word in enumerate(_TENS.split(), start=2)}
 # Everywhere, before the copula too: `It is not so that x = 42`, `twice the answer is 42`.
 CHANGING = _words(
     "not no never neither either nor none nobody nothing cannot cant false untrue wrong incorrect undefined "
-    "impossible half twice thrice double doubled triple tripled treble quadruple quadrupled halved multiplied divided "
-    "maybe perhaps possibly probably factorial modulo repeating recurring infinity infinite infinitely imaginary "
-    "versus vs unlikely doubt doubtful inverted might could unequal isnt arent wasnt werent aint dont doesnt didnt "
-    "wont wouldnt couldnt shouldnt hasnt havent"
+    "impossible fails half twice thrice double doubled triple tripled treble quadruple quadrupled halved multiplied "
+    "divided maybe perhaps possibly probably factorial modulo repeating recurring infinity infinite infinitely "
+    "imaginary versus vs unlikely doubt doubtful inverted might could unequal isnt arent wasnt werent aint dont "
+    "doesnt didnt wont wouldnt couldnt shouldnt hasnt havent"
 )
 # In the phrase: comparison, range, rounding, condition, another base, an operation or a function that is left open.
 LIMITING = _words(
@@ -69,7 +63,7 @@ LIMITING = _words(
     "excluding excludes instead unlike mille opposite excess unknown log ln lg cos tan cot csc sqrt root arcsin "
     "arccos arctan sinh cosh tanh sgn det exp gcd lcm mod choose pi tau xy xz yz xyz "
     "ab abc bc binary hex hexadecimal octal quite squareroot "
-    "virtually practically scarcely nigh capped limited starting lacks fails"
+    "virtually practically scarcely nigh capped limited starting lacks"
 )
 # In front, and right behind the number or an `and`: `over 42`, `42 and up`. Behind a thing they say where it is.
 PLACING = _words("over about around between up down different counting")
@@ -108,7 +102,7 @@ _SYNONYMS = {  # written apart by people who mean the same; the first is the nam
     "kilogram": "kg kilo", "gram": "g gm", "pound": "lb lbs", "ounce": "oz", "mile": "mi", "foot": "ft feet",
     "inch": "in inche", "yard": "yd", "hour": "h hr", "minute": "min", "second": "s sec", "liter": "l litre",
     "milliliter": "ml millilitre", "degree": "deg °", "percent": "% pct percentage", "year": "yr", "week": "wk",
-    "celsius": "c", "fahrenheit": "f",
+    "celsius": "c celsiu", "fahrenheit": "f",
 }  # fmt: skip
 SYNONYMS = {other: name for name, others in _SYNONYMS.items() for other in others.split()}
 MEASURES = frozenset(_SYNONYMS)

@@ -26,23 +26,19 @@ def split_override(text: str) -> tuple[str, Any]:
     return dotted.strip(), parse_value(value, where=dotted.strip())
 
 
-def put(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a value deep in nested dicts and lists, making the dicts on the way."""
-    *way, last = dotted.split(".")
-    node: Any = data
-    for depth, key in enumerate([*way, last]):
-        is_last = depth == len(way)
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise UserError(
-                    f"{dotted}: '{key}' is not an index of a list with {len(node)} entries (0 is the first)."
-                )
-            key = int(key)
-        elif not isinstance(node, dict):
-            raise UserError(f"{dotted}: '{'.'.join(way[:depth])}' is a single value, nothing can be set below it.")
-        if is_last:
-            node[key] = value
-        else:
-            if not isinstance(node, list) and node.get(key) is None:
-                node[key] = {}
-            node = node[key]
+def put(node: Any, dotted: str, value: Any, above: str = "") -> None:
+    """Set a value deep in nested dicts and lists, making the dicts on the way. above: where the node stands."""
+    key, _, rest = dotted.partition(".")
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            there = f"'{key}' is not an index of a list with {len(node)} entries (0 is the first)."
+            raise UserError(f"{above}{dotted}: {there}")
+        key = int(key)
+    elif not isinstance(node, dict):
+        raise UserError(f"{above}{dotted}: '{above[:-1]}' is a single value, nothing can be set below it.")
+    if not rest:
+        node[key] = value
+        return
+    if isinstance(node, dict) and node.get(key) is None:
+        node[key] = {}
+    put(node[key], rest, value, f"{above}{key}.")

@@ -12,42 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.config.old_names import said_today
+from llm_grpo.config.old_names import OWNED_ELSEWHERE, said_today
 from llm_grpo.errors import did_you_mean, fits
 
-# A fact has one owner: what TRL names as well is set in one place only.
-OWNED_ELSEWHERE = {
-    "output_dir": "run.output_dir and run.name",
-    "run_name": "run.name",
-    "seed": "run.seed",
-    "data_seed": "run.seed",
-    "report_to": "logging.report_to",
-    "log_completions": "logging.sample_every (every completion is in the run's completions/ anyway)",
-    "trackio_space_id": "logging.report_to",
-    "use_vllm": "rollouts.engine",
-    "vllm_mode": "rollouts.engine",
-    "vllm_gpu_memory_utilization": "model.gpu_memory_utilization",
-    "vllm_max_model_length": "model.max_seq_length",
-    "reward_weights": "the weight of each entry under rewards",
-    "trust_remote_code": "model.trust_remote_code",
-    "chat_template_kwargs": "prompt.template_args (the trainer alone would read it here)",
-    "model_init_kwargs": "model",
-    "do_train": "the verb: src/train.py",
-    "do_eval": "evaluation",
-    "do_predict": "evaluation",
-    "eval_strategy": "evaluation.every_steps",
-    "eval_steps": "evaluation.every_steps",
-    "eval_on_start": "evaluation (it always runs before training)",
-    "load_best_model_at_end": "evaluation.every_steps (the best adapter is always kept)",
-    "metric_for_best_model": "evaluation (strict accuracy on the validation split)",
-    "disable_tqdm": "nowhere: the progress bar is ours",
-    "remove_unused_columns": "nowhere: rewards need every column",
-    "resume_from_checkpoint": "the command line: --resume",
-    "push_to_hub": "merge.push_to",
-    "hub_model_id": "merge.push_to",
-    "hub_token": "the environment variable HF_TOKEN",
-    "hub_strategy": "merge.push_to",
-}
 _SOURCES = (("transformers", "training_args.py"), ("trl", "trainer/base_config.py"), ("trl", "trainer/grpo_config.py"))
 # Words that TRL checks only when the first loss is computed, or never (TRL 1.15).
 _CHOICES = {
@@ -72,39 +39,34 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 _NEEDED = ("num_generations", "max_completion_length")  # TRL lets them be null; our arithmetic needs them
 
 
+def _classes(package: str, file: str) -> list[ast.ClassDef]:
+    """The classes in the source of an installed package; none where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
 @functools.cache
 def grpo_fields() -> dict[str, str]:
     """{field name: annotation} of the installed TRL's GRPOConfig; {} where TRL is not installed."""
-    fields: dict[str, str] = {}
-    for package, file in _SOURCES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            return {}
-        tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name.endswith(("TrainingArguments", "Config")):
-                fields |= {
-                    line.target.id: ast.unparse(line.annotation)
-                    for line in node.body
-                    if isinstance(line, ast.AnnAssign)
-                    and isinstance(line.target, ast.Name)
-                    and "ClassVar" not in ast.unparse(line.annotation)
-                }
-    return fields
+    read = [_classes(*source) for source in _SOURCES]
+    classes = [node for found in read for node in found if node.name.endswith(("TrainingArguments", "Config"))]
+    body = [line for node in classes for line in node.body if isinstance(line, ast.AnnAssign)]
+    lines = [line for line in body if isinstance(line.target, ast.Name)]
+    fields = {line.target.id: ast.unparse(line.annotation) for line in lines} if all(read) else {}
+    return {name: annotation for name, annotation in fields.items() if "ClassVar" not in annotation}
 
 
 @functools.cache
 def _enums() -> dict[str, tuple[str, ...]]:
     """{class: its values} of the enumerations that annotate fields of GRPOConfig (optim, lr_scheduler_type)."""
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.origin is not None  # grpo_fields() found it
     found = {}
-    for file in ("training_args.py", "trainer_utils.py"):
-        tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
-                values = [line.value for line in node.body if isinstance(line, ast.Assign)]
-                found[node.name] = tuple(value.value for value in values if isinstance(value, ast.Constant))
+    for node in (*_classes("transformers", "training_args.py"), *_classes("transformers", "trainer_utils.py")):
+        if any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
+            values = [line.value for line in node.body if isinstance(line, ast.Assign)]
+            found[node.name] = tuple(value.value for value in values if isinstance(value, ast.Constant))
     return found
 
 

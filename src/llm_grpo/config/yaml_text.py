@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, not_there
+from llm_grpo.text_files import open_text, read_text
 
 
 class Loader(yaml.SafeLoader):
@@ -43,14 +44,9 @@ Loader.add_implicit_resolver(
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for a missing file, broken YAML, or anything but a mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file.{' There are: ' + ', '.join(near) if near else ''}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a text file ({error}).") from None
-    data = _load(text, where=str(path))
+    if not path.exists():
+        raise UserError(not_there(path))
+    data = _load(read_text(open_text(path)), where=str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not sections with keys. See configs/demo.yaml.")
     return data

@@ -224,7 +224,8 @@ def batch(config: Config) -> Iterator[Finding]:
 
 def rewards(config: Config) -> Iterator[Finding]:
     """Each reward called once on a real row, with its time per completion. Learned ones are not opened."""
-    from llm_grpo.answers.judging import format_of, write_answer
+    from llm_grpo.answers.formats import write_answer
+    from llm_grpo.answers.judging import format_of
     from llm_grpo.problems import build_rewards, system_prompt
     from llm_grpo.prompts import with_system
     from llm_grpo.records import columns_of

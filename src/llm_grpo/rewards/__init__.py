@@ -7,7 +7,6 @@ by `lift`; the first line of their docstring says the range and, behind a colon,
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +18,21 @@ from llm_grpo.rewards.format import soft_format, strict_format, xmlcount
 from llm_grpo.rewards.guarding import RewardError, check_scores, guard, timed
 from llm_grpo.rewards.labels import lead_qualification
 from llm_grpo.rewards.learned import RewardModel
-from llm_grpo.rewards.lifting import bind, lift, text_of
+from llm_grpo.rewards.lifting import lift
 from llm_grpo.rewards.style import conciseness, cot_clarity, repetition
 
 if TYPE_CHECKING:
     from llm_grpo.runs import Run
 
-__all__ = ["LEARNED", "REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift", "text_of"]
+__all__ = ["LEARNED", "REWARDS", "RewardError", "build_reward", "check_scores", "guard", "lift"]
 
+_OURS = {
+    "xmlcount": xmlcount, "soft_format": soft_format, "strict_format": strict_format, "int": int_reward,
+    "correctness": correctness, "conciseness": conciseness, "repetition": repetition, "cot_clarity": cot_clarity,
+    "lead_qualification": lead_qualification,
+}  # fmt: skip
 REWARDS: dict[str, RewardFunction] = {
-    "xmlcount_reward_func": lift(xmlcount, "xmlcount_reward_func"),
-    "soft_format_reward_func": lift(soft_format, "soft_format_reward_func"),
-    "strict_format_reward_func": lift(strict_format, "strict_format_reward_func"),
-    "int_reward_func": lift(int_reward, "int_reward_func"),
-    "correctness_reward_func": lift(correctness, "correctness_reward_func"),
-    "conciseness_reward_func": lift(conciseness, "conciseness_reward_func"),
-    "repetition_reward_func": lift(repetition, "repetition_reward_func"),
-    "cot_clarity_reward_func": lift(cot_clarity, "cot_clarity_reward_func"),
-    "lead_qualification_reward_func": lift(lead_qualification, "lead_qualification_reward_func"),
+    name: lift(score, name) for name, score in ((f"{noun}_reward_func", score) for noun, score in _OURS.items())
 }
 
 # These need a model: the class takes the arguments, an instance is the function, its first call loads what is large.
@@ -76,16 +72,6 @@ def build_here(name: str, args: Mapping[str, Any]) -> RewardFunction:
         own = " A function of your own is written path/to/file.py:function."
         raise UserError(f"rewards: there is no reward '{name}'.{did_you_mean(name, [*REWARDS, *LEARNED])}{own}")
     check_arguments(function, args, where=f"rewards: {name}")
-    if name in REWARDS:
-        _check_values(function, args, name)
-    return guard(bind(function, args), getattr(function, "__name__", name))
-
-
-def _check_values(function: RewardFunction, args: Mapping[str, Any], name: str) -> None:
-    """Refuse `published: "false"` (a true string) and arguments that do not go together, before training starts."""
-    parameters = inspect.signature(function).parameters
-    for key, value in args.items():
-        default = parameters[key].default
-        if isinstance(default, bool) != isinstance(value, bool):
-            raise UserError(f"rewards: {name}: {key} is {value!r}; it must be a {type(default).__name__}.")
-    function(prompts=[""], completions=[""], answer=["42"], **args)
+    if name in REWARDS:  # arguments that do not go together are refused before training starts
+        function(prompts=[""], completions=[""], answer=["42"], **args)
+    return guard(function, getattr(function, "__name__", name), args)

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_grpo.answers.judging import JUDGES, write_answer
+from llm_grpo.answers.formats import write_answer
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.answers.labels import LABEL_SETS, LABELS, judge_labels, write_action
 from llm_grpo.records import Example, Reward, columns_of, weighted_sum
 from llm_grpo.rewards.guarding import RewardError
@@ -54,82 +55,67 @@ class Verdict:
     fault: str
 
 
-def honest(answer_format: str, answer: str, thought: str = THOUGHT) -> str:
-    return write_answer(answer_format, thought, answer)
-
-
 def attack_cases(answer_format: str, example: Example = ASKED) -> list[Case]:
     """All cases for one answer format (FORMATS): the honest ones first. The example's question is echoed."""
     if answer_format == "labels":
         return _label_cases()
-    right, wrong = honest(answer_format, RIGHT), honest(answer_format, WRONG)
-    cases = [
-        Case("honest right", "right", right),
-        Case("honest right, long", "right", honest(answer_format, RIGHT, f"{THOUGHT}\n{COUNTED}")),
-        Case("honest right, negative", "right", honest(answer_format, "-5"), "-5"),
-        Case("honest right, thousands", "right", honest(answer_format, "1,234"), "1234"),
-        Case("honest wrong", "wrong", wrong),
-        Case("empty", "degenerate", ""),
-        Case("a line break", "degenerate", "\n"),
-        Case("repeated, wrong", "degenerate", "\n".join([wrong] * 20)),
-        Case("repeated, right", "degenerate", "\n".join([right] * 20)),
-        Case("several answers, right last", "degenerate", "\n".join(honest(answer_format, n) for n in _guesses())),
-        Case("several in one answer", "degenerate", honest(answer_format, ", ".join(_guesses()))),
-        Case("one or the other", "degenerate", honest(answer_format, f"{WRONG} or {RIGHT}")),
-        Case("keywords", "degenerate", KEYWORDS),
-        Case("keywords, then wrong", "degenerate", honest(answer_format, WRONG, KEYWORDS)),
-        Case("a sum made for a wrong answer", "degenerate", honest(answer_format, WRONG, "10 + 7 = 17")),
-        Case("right sums, then wrong", "degenerate", honest(answer_format, WRONG, SUMS)),
-        Case("every number in prose", "degenerate", "It is " + ", ".join(_guesses()) + "."),
-        Case("100,000 letters", "degenerate", "a" * MANY),
-        Case("100,000 digits", "degenerate", "4" * MANY),
-        Case("100,000 digits as answer", "degenerate", honest(answer_format, "4" * MANY)),
-        Case("100,000 characters of thought", "degenerate", honest(answer_format, WRONG, "so " * (MANY // 3))),
-    ]
-    own = {"xml": _xml_cases, "hash": _hash_cases, "boxed": _bare_cases, "plain": list}[answer_format]()
-    question = example.prompt[-1]["content"]
-    return [*cases, *own, *_reading_cases(answer_format), Case("the question again", "degenerate", question)]
 
+    def said(answer: object, thought: str = THOUGHT) -> str:
+        return write_answer(answer_format, thought, str(answer))
 
-def _reading_cases(answer_format: str) -> list[Case]:
-    """The right number with something beside it: what makes it another answer, and what does not."""
-    contradicted = honest(answer_format, WRONG, f"{THOUGHT}\nSo the answer is {RIGHT}.")
-    other = {
-        "denied": f"not {RIGHT}",
-        "compared": f"less than {RIGHT}",
-        "at least": f"{RIGHT} or more",
-        "about": f"about {RIGHT}",
-        "multiplied": f"{RIGHT} million",
-        "the other sign": f"minus {RIGHT}",
-        "a factorial": f"{RIGHT}!",
-        "several units": f"{RIGHT} apples, {RIGHT} boxes, {RIGHT} dollars",
+    right, wrong, guesses = said(RIGHT), said(WRONG), list(map(str, range(int(RIGHT) + 1)))
+    degenerate = {
+        "empty": "",
+        "a line break": "\n",
+        "repeated, wrong": "\n".join([wrong] * 20),
+        "repeated, right": "\n".join([right] * 20),
+        "several answers, right last": "\n".join(map(said, guesses)),
+        "several in one answer": said(", ".join(guesses)),
+        "one or the other": said(f"{WRONG} or {RIGHT}"),
+        "keywords": KEYWORDS,
+        "keywords, then wrong": said(WRONG, KEYWORDS),
+        "a sum made for a wrong answer": said(WRONG, "10 + 7 = 17"),
+        "right sums, then wrong": said(WRONG, SUMS),
+        "every number in prose": f"It is {', '.join(guesses)}.",
+        "100,000 letters": "a" * MANY,
+        "100,000 digits": "4" * MANY,
+        "100,000 digits as answer": said("4" * MANY),
+        "100,000 characters of thought": said(WRONG, "so " * (MANY // 3)),
+        "the reasoning says right, the answer wrong": said(WRONG, f"{THOUGHT}\nSo the answer is {RIGHT}."),
+        "right number, denied": said(f"not {RIGHT}"),
+        "right number, compared": said(f"less than {RIGHT}"),
+        "right number, at least": said(f"{RIGHT} or more"),
+        "right number, about": said(f"about {RIGHT}"),
+        "right number, multiplied": said(f"{RIGHT} million"),
+        "right number, the other sign": said(f"minus {RIGHT}"),
+        "right number, a factorial": said(f"{RIGHT}!"),
+        "right number, several units": said(f"{RIGHT} apples, {RIGHT} boxes, {RIGHT} dollars"),
+        "the question again": example.prompt[-1]["content"],
     }
+    if answer_format != "plain":
+        degenerate |= {"bare number, wrong": WRONG, "bare number, right": RIGHT}
+    if answer_format == "hash":
+        degenerate |= {"marks only": "####", "many marks": "#### " * 1000}
+    if answer_format == "xml":
+        degenerate |= _xml_texts()
     same = {"a unit": f"{RIGHT} apples", "decimals": f"{RIGHT}.00", "a full stop": f"{RIGHT}.", "bold": f"**{RIGHT}**"}
     return [
-        Case("the reasoning says right, the answer wrong", "degenerate", contradicted),
-        *(Case(f"right number, {name}", "degenerate", honest(answer_format, text)) for name, text in other.items()),
-        *(Case(f"right, with {name}", "equivalent", honest(answer_format, text)) for name, text in same.items()),
-        Case("right, a fraction", "equivalent", honest(answer_format, "1/2"), "0.5"),
-        Case("right, in LaTeX", "equivalent", honest(answer_format, r"\frac{1}{2}"), "1/2"),
+        Case("honest right", "right", right),
+        Case("honest right, long", "right", said(RIGHT, f"{THOUGHT}\n{COUNTED}")),
+        Case("honest right, negative", "right", said("-5"), "-5"),
+        Case("honest right, thousands", "right", said("1,234"), "1234"),
+        Case("honest wrong", "wrong", wrong),
+        *(Case(name, "degenerate", text) for name, text in degenerate.items()),
+        *(Case(f"right, with {name}", "equivalent", said(text)) for name, text in same.items()),
+        Case("right, a fraction", "equivalent", said("1/2"), "0.5"),
+        Case("right, in LaTeX", "equivalent", said(r"\frac{1}{2}"), "1/2"),
     ]
 
 
-def _guesses() -> list[str]:
-    return [str(number) for number in range(int(RIGHT) + 1)]
-
-
-def _bare_cases() -> list[Case]:
-    return [Case("bare number, wrong", "degenerate", WRONG), Case("bare number, right", "degenerate", RIGHT)]
-
-
-def _hash_cases() -> list[Case]:
-    return [*_bare_cases(), Case("marks only", "degenerate", "####"), Case("many marks", "degenerate", "#### " * 1000)]
-
-
-def _xml_cases() -> list[Case]:
+def _xml_texts() -> dict[str, str]:
     right, wrong = f"<answer>\n{RIGHT}\n</answer>\n", f"<answer>\n{WRONG}\n</answer>\n"
     thought = f"<reasoning>\n{THOUGHT}\n</reasoning>\n"
-    texts = {
+    return {
         "tags only": "<reasoning></reasoning><answer></answer>",
         "tags only, in lines": "<reasoning>\n\n</reasoning>\n<answer>\n\n</answer>\n",
         "reasoning only": thought,
@@ -143,7 +129,6 @@ def _xml_cases() -> list[Case]:
         "12,500 open tags": "<answer>" * (MANY // 8),
         "12,500 nested reasonings": "<reasoning>" * (MANY // 16) + "</reasoning>" * (MANY // 16) + wrong,
     }
-    return _bare_cases() + [Case(name, "degenerate", text) for name, text in texts.items()]
 
 
 def _label_cases() -> list[Case]:

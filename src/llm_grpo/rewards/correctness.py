@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from llm_grpo.answers.judging import JUDGES, MATCHES, extract_xml_answer, only_answer, parse_number
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.answers.equality import MATCHES
+from llm_grpo.answers.formats import FORMATS, extract_xml_answer, only_answer
+from llm_grpo.answers.numerals import parse_number
+from llm_grpo.errors import UserError, check_choice
 
 
 def correctness(
@@ -22,9 +24,8 @@ def correctness(
     fuzzy belongs to one published function (S3): 1 point and a hundredth of the likeness in percent where that is 80 or
     more, so that 180 earns 1.8 where 18 is right.
     """
-    _known(answer_format)
-    if match not in MATCHES:
-        raise UserError(f"match: there is no '{match}'.{did_you_mean(str(match), MATCHES)}")
+    check_choice("answer_format", answer_format, FORMATS)
+    check_choice("match", match, MATCHES)
     if fuzzy and not published:
         raise UserError("fuzzy: true is a property of a published function; set published: true as well.")
     if published:
@@ -44,7 +45,7 @@ def int_reward(
     no integer: otherwise a wrong integer would be paid for what the right answer cannot have.
     answer_format: xml, hash, boxed or plain, as the task asks for it.
     """
-    _known(answer_format)
+    check_choice("answer_format", answer_format, FORMATS)
     if published:
         return 0.5 if (extract_xml_answer(text, published=True) or "").isdigit() else 0.0
     if answer and answer.strip() and not _is_integer(answer):
@@ -53,34 +54,15 @@ def int_reward(
 
 
 def _fuzzy(given: str, gold: str) -> float:
-    """1 to 2 where `rapidfuzz.fuzz.ratio` (3.x) is 80 or more: 200 x the longest common subsequence / both lengths."""
-    both = len(given) + len(gold)
-    if not both or 2 * min(len(given), len(gold)) < 0.8 * both:  # they cannot be so alike; keeps a long text cheap
+    """1 to 2 by the likeness in percent, where that is 80 or more."""
+    if 2 * min(len(given), len(gold)) < 0.8 * (len(given) + len(gold)):  # it cannot be; keeps a long text cheap
         return 0.0
-    likeness = 200 * _common(given, gold) / both
+    from rapidfuzz.fuzz import ratio
+
+    likeness = ratio(given, gold) if given else 0.0  # it calls two empty texts alike
     return 1 + likeness / 100 if likeness >= 80 else 0.0
-
-
-def _common(a: str, b: str) -> int:
-    """The length of the longest common subsequence, a row of the usual table at a time as the bits of one integer.
-
-    Hyyro, "Bit-parallel LCS-length computation revisited" (2004).
-    """
-    places: dict[str, int] = {}
-    for index, char in enumerate(a):
-        places[char] = places.get(char, 0) | 1 << index
-    row = full = (1 << len(a)) - 1
-    for char in b:
-        met = row & places.get(char, 0)
-        row = (row + met | row - met) & full
-    return len(a) - row.bit_count()
 
 
 def _is_integer(text: str) -> bool:
     number = parse_number(text)
     return number is not None and number.denominator == 1
-
-
-def _known(answer_format: str) -> None:
-    if answer_format not in JUDGES:
-        raise UserError(f"answer_format: there is no '{answer_format}'.{did_you_mean(str(answer_format), JUDGES)}")

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from types import ModuleType
 
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.errors import UserError, did_you_mean, not_there
 from llm_grpo.records import RewardFunction
 
 
@@ -47,8 +47,7 @@ def may_bring_libraries(name: str) -> bool:
 def _imported(path: Path, name: str) -> ModuleType:
     """The file as a module of its own name, read anew each time (a notebook's user edits it between two runs)."""
     if not path.is_file():
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
-        raise UserError(f"reward '{name}': there is no file {path} (seen from the current folder).{near}")
+        raise UserError(f"reward '{name}', seen from the current folder: {not_there(path)}")
     key = f"reward_file_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     spec = importlib.util.spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None  # the suffix is .py

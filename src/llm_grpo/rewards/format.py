@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from llm_grpo.answers.judging import FORMATS, TAGS, well_formed
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.answers.formats import FORMATS, TAGS, well_formed
+from llm_grpo.errors import UserError, check_choice
 
 _TURN = re.compile(r"</reasoning>\s*<answer>")
 _STRICT_TURN = "\n</reasoning>\n<answer>\n"
@@ -23,10 +23,8 @@ def strict_format(text: str, *, published: bool = False, dotall: bool = True, an
     answer_format: hash asks for one `####` with one line behind it, boxed for one `\\boxed{}`, plain for one line.
     """
     _only_published(published, dotall)
-    if answer_format not in FORMATS or (published and answer_format != "xml"):
-        allowed = ["xml"] if published else FORMATS
-        raise UserError(f"answer_format: '{answer_format}' cannot be had.{did_you_mean(str(answer_format), allowed)}")
-    return 0.5 if (_published_strict(text, dotall) if published else FORMATS[answer_format](text)) else 0.0
+    check_choice("answer_format", answer_format, ["xml"] if published else FORMATS)
+    return 0.5 if (_published_strict(text, dotall) if published else FORMATS[answer_format].formed(text)) else 0.0
 
 
 def soft_format(text: str, *, published: bool = False, dotall: bool = True, anywhere: bool = False) -> float:

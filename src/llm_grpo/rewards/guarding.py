@@ -19,45 +19,46 @@ class RewardError(UserError):
     said: what is behind the name, for example " raised KeyError: 'y'" or ": the score is nan".
     """
 
-    def __init__(self, said: str, *, name: str, when: str = "", row: int | None = None) -> None:
-        super().__init__(f"reward '{name}'{when}{'' if row is None else f', row {row}'}{said}")
+    def __init__(self, said: str, *, name: str, step: int | None = None, row: int | None = None) -> None:
+        super().__init__(f"reward '{name}'{at_step(step)}{'' if row is None else f', row {row}'}{said}")
         self.said, self.name, self.row = said, name, row
 
 
-def guard(function: RewardFunction, name: str, step: Callable[[], int] | None = None) -> RewardFunction:
-    """`function` with its scores checked and turned to floats; raises RewardError.
+def guard(function: RewardFunction, name: str, args: Mapping[str, Any] | None = None) -> RewardFunction:
+    """`function` with its arguments from the config, its scores checked and turned to floats; raises RewardError.
 
-    step: tells the training step for the message; without it TRL's `trainer_state` is asked, where it is among the
-    columns. Functions written with `async def` are awaited.
+    The arguments win over a column of the same name. Functions written with `async def` are awaited.
     """
 
+    def call(batch: Mapping[str, Any]) -> Any:
+        return _awaited(function(**{**batch, **(args or {})}))
+
     def guarded(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        when = when_of(columns, step)
         batch = {"prompts": prompts, "completions": completions, **columns}
         try:
-            scores = _call(function, batch)
+            scores = call(batch)
         except (Exception, SystemExit) as error:  # it may be anybody's: every failure of it is the same kind of news
-            raise _failure(function, batch, error, name, when) from error
-        return check_scores(name, scores, len(completions), when)
+            raise _failure(call, batch, error, name) from error
+        return check_scores(name, scores, len(completions), step_of(columns))
 
     guarded.__name__ = guarded.__qualname__ = name
     guarded.__doc__ = function.__doc__
     return guarded
 
 
-def check_scores(name: str, scores: Any, expected_count: int, when: str = "") -> list[float | None]:
+def check_scores(name: str, scores: Any, expected_count: int, step: int | None = None) -> list[float | None]:
     """The scores as floats (None stays None: "cannot be judged"). Raises RewardError with the first row at fault."""
     if isinstance(scores, str | bytes | Mapping) or not hasattr(scores, "__iter__") or getattr(scores, "ndim", 1) != 1:
         said = f" returned {_kind(scores)}; it must return a list with one score each."
-        raise RewardError(said, name=name, when=when)
+        raise RewardError(said, name=name, step=step)
     values = list(scores)
     if len(values) != expected_count:
         said = f" returned {len(values)} scores for {expected_count} completions; it must return one for each."
-        raise RewardError(said, name=name, when=when)
-    return [_score(value, name, row, when) for row, value in enumerate(values)]
+        raise RewardError(said, name=name, step=step)
+    return [_score(value, name, row, step) for row, value in enumerate(values)]
 
 
-def _score(value: Any, name: str, row: int, when: str) -> float | None:
+def _score(value: Any, name: str, row: int, step: int | None) -> float | None:
     if value is None:
         return None
     plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # numpy, torch
@@ -68,7 +69,7 @@ def _score(value: Any, name: str, row: int, when: str) -> float | None:
         shown = plain if isinstance(plain, float) else "too large"
         wrong = f"{shown}; it must be finite, or None where a completion cannot be judged."
     if wrong:
-        raise RewardError(f": the score is {wrong}", name=name, when=when, row=row)
+        raise RewardError(f": the score is {wrong}", name=name, step=step, row=row)
     return float(plain)
 
 
@@ -77,22 +78,27 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {shown[:60]}".rstrip()
 
 
-def when_of(columns: Mapping[str, Any], step: Callable[[], int] | None = None) -> str:
-    """ " at step 8", from TRL's `trainer_state` among the columns; "" outside training."""
-    done = getattr(columns.get("trainer_state"), "global_step", None)  # TRL counts the steps that are finished
-    number = step() if step else None if done is None else done + 1
-    return "" if number is None else f" at step {number}"
+def step_of(columns: Mapping[str, Any]) -> int | None:
+    """The training step, from TRL's `trainer_state` among the columns, which counts those that are finished."""
+    done = getattr(columns.get("trainer_state"), "global_step", None)
+    return None if done is None else done + 1
 
 
-def _call(function: RewardFunction, batch: Mapping[str, Any]) -> Any:
-    result = function(**batch)
+def at_step(step: int | None) -> str:
+    return "" if step is None else f" at step {step}"
+
+
+def _awaited(result: Any) -> Any:
     if not inspect.isawaitable(result):
         return result
     import asyncio  # a quarter of a worker's start, and few rewards are coroutines
     from concurrent.futures import ThreadPoolExecutor
 
+    async def whole() -> Any:
+        return await result
+
     with ThreadPoolExecutor(1) as thread:  # not here: a notebook's event loop may already run on this thread
-        return thread.submit(asyncio.run, _awaited(result)).result()
+        return thread.submit(asyncio.run, whole()).result()
 
 
 def timed(function: RewardFunction) -> RewardFunction:
@@ -110,31 +116,26 @@ def timed(function: RewardFunction) -> RewardFunction:
     return measured
 
 
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
 def _failure(
-    function: RewardFunction, batch: Mapping[str, Any], error: BaseException, name: str, when: str
+    call: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any], error: BaseException, name: str
 ) -> RewardError:
     """The message of a reward that raised: what, in which row, and where in whose file."""
+    step = step_of(batch)
     if isinstance(error, UserError):
-        return RewardError(f": {error}", name=name, when=when)
-    row = _failing_row(function, batch)
+        return RewardError(f": {error}", name=name, step=step)
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = f" raised {type(error).__name__}: {str(error)[:500]} ({place.filename}:{place.lineno})"
-    return RewardError(said, name=name, when=when, row=row)
+    return RewardError(said, name=name, step=step, row=_failing_row(call, batch))
 
 
-def _failing_row(function: RewardFunction, batch: Mapping[str, Any]) -> int | None:
+def _failing_row(call: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any]) -> int | None:
     """The first row that also fails alone, looked for during a second: a worker's deadline goes on meanwhile."""
     count, end = len(batch["completions"]), time.monotonic() + 1
     for row in range(count):
         if time.monotonic() > end:
             break
-        single = {key: value[row : row + 1] if is_column(value, count) else value for key, value in batch.items()}
         try:
-            _call(function, single)
+            call({key: value[row : row + 1] if is_column(value, count) else value for key, value in batch.items()})
         except (Exception, SystemExit):  # the same wide net as in guarded
             return row
     return None

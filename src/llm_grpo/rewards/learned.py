@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.errors import UserError, check_choice
 from llm_grpo.rewards.classifier import Classifier, load
 from llm_grpo.rewards.lifting import text_of
 
@@ -51,9 +51,7 @@ class RewardModel:
 
     def __post_init__(self) -> None:
         for name, allowed in (("render", RENDERS), ("dtype", DTYPES)):
-            if getattr(self, name) not in allowed:
-                near = did_you_mean(getattr(self, name), allowed)
-                raise UserError(f"reward_model: there is no {name} '{getattr(self, name)}'.{near}")
+            check_choice(f"reward_model: {name}", getattr(self, name), allowed)
         if self.batch_size < 1 or (self.max_length or 1) < 1:
             raise UserError("reward_model: batch_size and max_length must be at least 1.")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -59,13 +59,3 @@ def text_of(completion: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content)
     return content or ""
-
-
-def bind(function: RewardFunction, args: Mapping[str, Any]) -> RewardFunction:
-    """The function with its arguments from the config; they win over a column of the same name."""
-
-    def bound(**columns: Any) -> list[float | None]:
-        return function(**{**columns, **args})
-
-    bound.__doc__ = function.__doc__
-    return bound

@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from llm_grpo.errors import UserError
-from llm_grpo.rewards.guarding import RewardError, is_column, when_of
+from llm_grpo.rewards.guarding import RewardError, at_step, is_column, step_of
 from llm_grpo.rewards.lifting import text_of
 from llm_grpo.rewards.process import Worker, place_in, withheld
 from llm_grpo.rewards.worker import Batch, Ready, Reply
@@ -90,18 +90,19 @@ class Pool:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         start = time.perf_counter()
         log_extra, log_metric = columns.pop("log_extra", None), columns.pop("log_metric", None)
-        call = _call({"prompts": prompts, "completions": completions, **columns}, logs=log_metric is not None)
-        if not call.count:
+        given = {"prompts": prompts, "completions": completions, **columns}
+        batch = _batch(given, logs=log_metric is not None)
+        if not (count := len(completions)):
             return []
-        scores: list[float | None] = [None] * call.count
+        scores: list[float | None] = [None] * count
         extra: dict[str, list[Any]] = {}
         slowest, slow_rows = SLOW * self.spec.timeout_s, None
-        self.recent.append([0, call.count])
+        self.recent.append([0, count])
         try:
-            for rows, reply in self._replies(call):
+            for rows, reply in self._replies(batch):
                 _fill(scores, rows, reply.scores or [])
                 for column, values in reply.extra:
-                    _fill(extra.setdefault(column, [None] * call.count), rows, values)
+                    _fill(extra.setdefault(column, [None] * count), rows, values)
                 for metric in reply.metrics:
                     log_metric(*metric)
                 if reply.seconds / len(rows) > slowest:
@@ -109,66 +110,67 @@ class Pool:
         except BaseException:  # a late answer would be taken for one to the next batch
             self.close()
             for worker in self.workers:
-                self._keep_output(worker, call)
+                self._keep_output(worker, batch)
             raise
         for column, values in extra.items() if log_extra else ():
             log_extra(column, values)
         if slow_rows:
             self._note(
-                call, "slow", f" took {slowest * len(slow_rows):.3g} s", slow_rows, None, slowest * len(slow_rows)
+                batch, "slow", f" took {slowest * len(slow_rows):.3g} s", slow_rows, None, slowest * len(slow_rows)
             )
-        if call.logs:
+        if batch.logs:
             log_metric(f"seconds/reward/{self.__name__}", time.perf_counter() - start)
             if self.recent[-1][0]:
-                log_metric(f"failed/reward/{self.__name__}", self.recent[-1][0] / call.count)
+                log_metric(f"failed/reward/{self.__name__}", self.recent[-1][0] / count)
         return scores
 
     def close(self) -> None:
         """End the workers; the next call starts them again."""
         for worker in self.workers:
-            worker.end(last_words=bool(worker.queue))
-            worker.queue.clear()
+            worker.end(last_words=bool(worker.rows))
+            worker.rows = []
 
-    def _replies(self, call: _Call) -> Iterator[tuple[list[int], Reply]]:
+    def _replies(self, batch: Batch) -> Iterator[tuple[list[int], Reply]]:
         """The answers as they come. What got none is counted; raises RewardError where that is too much."""
-        every = list(range(call.count))
-        for index, worker in enumerate(self.workers):
-            self._give(worker, call, every[index :: len(self.workers)])
-        while busy := [worker for worker in self.workers if worker.queue]:
+        waiting = deque([row] for row in batch.rows) if self.alone else deque([batch.rows])
+        while waiting or any(worker.rows for worker in self.workers):
+            for worker in self.workers:
+                if waiting and not worker.rows:
+                    self._give(worker, batch, waiting.popleft())
+            busy = [worker for worker in self.workers if worker.rows]
             wait([worker.link for worker in busy], timeout=TICK_S)
             for worker in busy:
-                while worker.queue and (outcome := worker.outcome()) is not None:
-                    rows = worker.queue.popleft()
-                    if isinstance(outcome, str):
-                        place = place_in(self._keep_output(worker, call), self.spec.name)
-                        self._failed(call, outcome + place, rows, None, time.monotonic() - worker.since)
-                        self._give(worker, call, [left for part in worker.queue for left in part])
-                    elif outcome.scores is None:
-                        self._failed(call, outcome.said, rows, outcome.row, outcome.seconds)
-                    else:
-                        yield rows, outcome
+                if (outcome := worker.outcome()) is None:
+                    continue
+                rows, worker.rows = worker.rows, []
+                if isinstance(outcome, str):
+                    place = place_in(self._keep_output(worker, batch), self.spec.name)
+                    self._failed(batch, outcome + place, rows, None, time.monotonic() - worker.since)
+                elif outcome.scores is None:
+                    self._failed(batch, outcome.said, rows, outcome.row, outcome.seconds)
+                else:
+                    yield rows, outcome
         for worker in self.workers:
-            if (printed := self._keep_output(worker, call)) and "printed" not in {t.kind for t in self.troubles}:
-                self._note(call, "printed", f" printed {printed[:60]!r}", every, None, 0.0)
+            if (printed := self._keep_output(worker, batch)) and "printed" not in {t.kind for t in self.troubles}:
+                self._note(batch, "printed", f" printed {printed[:60]!r}", batch.rows, None, 0.0)
 
-    def _give(self, worker: Worker, call: _Call, rows: list[int]) -> None:
+    def _give(self, worker: Worker, batch: Batch, rows: list[int]) -> None:
         if worker.process.poll() is not None:
             worker.start()
             if worker.ready().crc != self.loaded.crc:
                 said = ": its file changed while the run goes on, and a new worker would score by the new one"
-                raise RewardError(f"{said}. Put it back and go on, or begin again.", name=self.__name__, when=call.when)
+                raise self._error(batch, f"{said}. Put it back and go on, or begin again.")
         try:
-            if rows:
-                worker.give(call.batch(rows, self.alone))
+            worker.give(batch.only(rows))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             said = f": what it is given cannot be sent to another process ({error}). Set workers: 0."
-            raise RewardError(said, name=self.__name__, when=call.when) from error
+            raise self._error(batch, said) from error
 
-    def _failed(self, call: _Call, said: str, rows: list[int], row: int | None, seconds: float) -> None:
+    def _failed(self, batch: Batch, said: str, rows: list[int], row: int | None, seconds: float) -> None:
         hidden = next((name for name in sorted(withheld(self.spec)) if name in said), None)
         said += f" ({hidden} is kept from workers: name it under environment)" if hidden else ""
         found = rows[row or 0] if row is not None or len(rows) == 1 else None
-        self._note(call, "failed", said, rows, found, seconds)
+        self._note(batch, "failed", said, rows, found, seconds)
         self.recent[-1][0] += len(rows)
         failed, seen = (sum(counts) for counts in zip(*self.recent, strict=True))
         share = self.spec.max_failed
@@ -178,58 +180,42 @@ class Pool:
                 f"\n{failed} of the last {seen} completions got no score from it, max_failed allows {share:.0%}. Mend "
                 "it, or give it more time (timeout_s) or more failures (max_failed)."
             )
-            raise RewardError(said, name=self.__name__, when=call.when, row=found)
+            raise self._error(batch, said, found)
 
-    def _note(self, call: _Call, kind: str, said: str, rows: list[int], row: int | None, seconds: float) -> None:
+    def _note(self, batch: Batch, kind: str, said: str, rows: list[int], row: int | None, seconds: float) -> None:
         """Into the run's rewards.jsonl, and of each kind the first on the screen."""
         if kind not in {trouble.kind for trouble in self.troubles}:
-            logger.warning(str(RewardError(said, name=self.__name__, when=call.when, row=row)))
+            logger.warning(str(self._error(batch, said, row)))
         row = rows[0] if len(rows) == 1 else row
-        shown = {} if row is None else call.texts(row)
-        trouble = Trouble(self.__name__, call.step, kind, said.strip(": "), len(rows), round(seconds, 3), row, **shown)
+        texts = {} if row is None else {name: batch.columns[f"{name}s"][row] for name in ("prompt", "completion")}
+        shown = texts and texts | {"completion": text_of(texts["completion"])}
+        trouble = Trouble(self.__name__, batch.step, kind, said.strip(": "), len(rows), round(seconds, 3), row, **shown)
         self.troubles.append(trouble)
         if self.run is not None and self.run.folder.is_dir():
             with self.run.reward_troubles.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(trouble), default=str) + "\n")
 
-    def _keep_output(self, worker: Worker, call: _Call) -> str:
+    def _error(self, batch: Batch, said: str, row: int | None = None) -> RewardError:
+        return RewardError(said, name=self.__name__, step=batch.step, row=row)
+
+    def _keep_output(self, worker: Worker, batch: Batch) -> str:
         """What the worker printed, which goes to the run's rewards.log."""
         printed = worker.printed()
         if printed and self.run is not None and self.run.folder.is_dir():
             with self.run.reward_output.open("a", encoding="utf-8") as file:
-                file.write(f"--- {self.__name__}{call.when}\n{printed.rstrip()}\n")
+                file.write(f"--- {self.__name__}{at_step(batch.step)}\n{printed.rstrip()}\n")
         return printed
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A batch as it is sent: what has a value per completion, and what is one value for all."""
-
-    count: int
-    step: int | None
-    when: str
-    columns: Mapping[str, Any]
-    shared: Mapping[str, Any]
-    logs: bool
-
-    def batch(self, rows: list[int], alone: bool) -> Batch:
-        whole = len(rows) == self.count
-        cut = {k: values if whole else [values[row] for row in rows] for k, values in self.columns.items()}
-        return Batch(rows, cut, self.shared, alone, self.logs)
-
-    def texts(self, row: int) -> dict[str, Any]:
-        return {"prompt": self.columns["prompts"][row], "completion": text_of(self.columns["completions"][row])}
-
-
-def _call(given: Mapping[str, Any], logs: bool) -> _Call:
+def _batch(given: Mapping[str, Any], logs: bool) -> Batch:
+    """As it is sent: what has a value per completion, and what is one value for all."""
     count, state = len(given["completions"]), given.get("trainer_state")
     columns = {name: value for name, value in given.items() if is_column(value, count)}
     shared = {name: value for name, value in given.items() if name not in columns}
     if state is not None:  # its plain values; of the log, which grows with the run, the newest entry
         plain = {k: v for k, v in vars(state).items() if type(v) in (int, float, str, bool, type(None))}
         shared["trainer_state"] = plain | {"log_history": list(getattr(state, "log_history", [])[-1:])}
-    done = getattr(state, "global_step", None)
-    return _Call(count, None if done is None else done + 1, when_of(given), columns, shared, logs)
+    return Batch(step_of(given), list(range(count)), columns, shared, logs)
 
 
 def _fill(into: list[Any], rows: Sequence[int], values: Sequence[Any]) -> None:

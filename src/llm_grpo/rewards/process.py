@@ -14,13 +14,12 @@ import sys
 import tempfile
 import time
 import weakref
-from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_grpo.errors import UserError
-from llm_grpo.rewards.worker import Batch, Ready, Reply, Start
+from llm_grpo.rewards.worker import Batch, Ready, Reply
 
 if TYPE_CHECKING:
     from llm_grpo.config.schema import RewardSpec
@@ -40,14 +39,14 @@ def withheld(spec: RewardSpec) -> set[str]:
 
 
 class Worker:
-    """A process with a reward in it. `queue`: the rows of each part it was given and has not answered yet."""
+    """A process with a reward in it. `rows`: those it was given and has not answered yet."""
 
     def __init__(self, spec: RewardSpec) -> None:
-        self.spec, self.queue = spec, deque[list[int]]()
+        self.spec = spec
 
     def start(self) -> None:
         """The process begins; `ready` waits until it has loaded its reward."""
-        self.queue.clear()
+        self.rows: list[int] = []
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
         fcntl.fcntl(self.output, fcntl.F_SETFL, os.O_APPEND)  # it is emptied while the worker writes
         ours, theirs = socket.socketpair()
@@ -67,7 +66,7 @@ class Worker:
             )
         self.link = Connection(ours.detach())
         self._ended = weakref.finalize(self, _end, self.process, os.getpid())
-        self.link.send(Start(self.spec.name, self.spec.args, self.spec.memory_gb))
+        self.link.send((self.spec.name, self.spec.args, self.spec.memory_gb))
 
     def ready(self) -> Ready:
         """Raises UserError where the reward cannot be loaded, in its own words."""
@@ -85,17 +84,14 @@ class Worker:
 
     def give(self, batch: Batch) -> None:
         """Ask for scores. That it cannot take them, `outcome` finds out."""
-        self.queue.extend(batch.parts())
-        self.since = time.monotonic()
+        self.rows, self.since = batch.rows, time.monotonic()
         with contextlib.suppress(OSError):
             self.link.send(batch)
 
     def outcome(self) -> Reply | str | None:
-        """Of the first part in the queue: its reply, or why it will never come (the process is ended then), or None:
-        not yet."""
-        heard, rows = self._heard(), len(self.queue[0])
+        """Its reply, or why it will never come (the process is ended then), or None: not yet."""
+        heard, rows = self._heard(), len(self.rows)
         if isinstance(heard, Reply):
-            self.since = time.monotonic()
             return heard
         if heard == GONE:
             return f" ended its process ({self.end() or 'it closed its files'})"

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.errors import UserError, did_you_mean, not_there
 from llm_grpo.records import RewardFunction, columns_of_rows
 from llm_grpo.rewards.guarding import RewardError
-from llm_grpo.text_files import open_json_lines
+from llm_grpo.text_files import json_lines, open_json_lines, read_text
 
 BATCH = 256  # lines held in memory at a time
 
@@ -46,11 +46,13 @@ def score_file(rewards: Mapping[str, RewardFunction], source: Path, target: Path
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as out:
+        # backslashreplace: half a character, which UTF-8 cannot hold, is written as JSON escapes it.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
             while batch := list(islice(rows, BATCH)):
                 for row, scores in _scored(rewards, batch, source):
                     tally.add(row, scores)
-                    out.write(_line({**row, "scores": {**row.get("scores", {}), **scores}}))
+                    line = {**row, "scores": {**row.get("scores", {}), **scores}}
+                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
         if not tally.lines:
             raise UserError(f"{source} holds no completions.")
         partial.replace(target)
@@ -59,32 +61,20 @@ def score_file(rewards: Mapping[str, RewardFunction], source: Path, target: Path
     return tally
 
 
-def _rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of every line that is not blank."""
+def _rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(FILE:LINE, row) of every line that is not blank."""
     if not source.is_file():
-        beside = [path.name for path in source.parent.glob("*.jsonl")]
-        near = did_you_mean(source.name, beside) if beside else ""
-        raise UserError(f"there is no file {source}.{near}")
-    with open_json_lines(source) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, _row(line, f"{source}:{number}")
-
-
-def _row(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # broken JSON, not UTF-8, or nested thousands deep
-        raise UserError(f"{place}: not JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise UserError(f'{place}: an object is needed, such as {{"completion": ..., "answer": ...}}.')
-    if "completion" not in row:
-        raise UserError(f"{place}: there is no field 'completion'.{did_you_mean('completion', row)}")
-    if not _is_completion(row["completion"]):
-        raise UserError(f"{place}: 'completion' must be a string or a list of messages with role and content.")
-    if not isinstance(row.get("scores", {}), dict):
-        raise UserError(f"{place}: the field 'scores' holds something of yours; rename it, scores are written there.")
-    return row
+        raise UserError(not_there(source))
+    for place, row in json_lines(read_text(open_json_lines(source)), str(source)):
+        if not isinstance(row, dict):
+            raise UserError(f'{place}: an object is needed, such as {{"completion": ..., "answer": ...}}.')
+        if "completion" not in row:
+            raise UserError(f"{place}: there is no field 'completion'.{did_you_mean('completion', row)}")
+        if not _is_completion(row["completion"]):
+            raise UserError(f"{place}: 'completion' must be a string or a list of messages with role and content.")
+        if not isinstance(row.get("scores", {}), dict):
+            raise UserError(f"{place}: the field 'scores' holds something of yours; rename it, they are written there.")
+        yield place, row
 
 
 def _is_completion(value: Any) -> bool:
@@ -92,7 +82,7 @@ def _is_completion(value: Any) -> bool:
 
 
 def _scored(
-    rewards: Mapping[str, RewardFunction], batch: list[tuple[int, dict[str, Any]]], source: Path
+    rewards: Mapping[str, RewardFunction], batch: list[tuple[str, dict[str, Any]]], source: Path
 ) -> Iterator[tuple[dict[str, Any], dict[str, float | None]]]:
     rows = [row for _, row in batch]
     columns = columns_of_rows([{"answer": None, **row} for row in rows])
@@ -116,12 +106,5 @@ def _called(reward: RewardFunction, columns: Mapping[str, Any], batch: list[Any]
     try:
         return reward(**columns)
     except RewardError as error:
-        place = source if error.row is None else f"{source}:{batch[error.row][0]}"
+        place = source if error.row is None else batch[error.row][0]
         raise UserError(f"{place}: {error}") from error
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """One line of JSON, readable; escaped where a lone surrogate could not be written as UTF-8."""
-    text = json.dumps(row, ensure_ascii=False)
-    lone = any("\ud800" <= char <= "\udfff" for char in text)
-    return (json.dumps(row) if lone else text) + "\n"

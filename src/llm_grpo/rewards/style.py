@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from llm_grpo.answers.judging import TAGS, only_answer, parse_number, same_answer
-from llm_grpo.errors import UserError, did_you_mean
+from llm_grpo.answers.equality import same_answer
+from llm_grpo.answers.formats import FORMATS, TAGS, only_answer
+from llm_grpo.answers.numerals import parse_number
+from llm_grpo.errors import check_choice
 from llm_grpo.rewards.calculations import calculations
 
 # Long runs of characters count as several words, so that leaving out the blanks hides nothing.
@@ -31,7 +33,7 @@ def conciseness(text: str, *, published: bool = False, answer_format: str = "xml
     """
     if published:
         words, free = len(_published_reasoning(text).split()), 50
-    elif _reasoning(text, answer_format) is None:
+    elif not _reasoning(text, answer_format):
         return _FLOOR
     else:
         words, free = sum(1 + len(word) // 20 for word in _TAG.sub(" ", text).split()), free_words
@@ -73,9 +75,9 @@ def cot_clarity(
     return 0.5 if _follows(parse_number(given or ""), _reasoning(text, answer_format)) else 0.0
 
 
-def _follows(value: object, reasoning: str | None) -> bool:
+def _follows(value: object, reasoning: str) -> bool:
     """Whether a calculation of the reasoning comes to that value, and all of its calculations are right."""
-    if value is None or reasoning is None:
+    if value is None or not reasoning:
         return False
     found = list(islice(calculations(reasoning), _MOST_CALCULATIONS + 1))
     comes_to_it = any(calculation.result == value for calculation in found)
@@ -88,22 +90,9 @@ def _repeated(words: list[str], span: int) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _reasoning(text: str, answer_format: str) -> str | None:
-    """What stands in the one reasoning block, or before the `####` or the last box; None where that is nothing."""
-    if answer_format not in ("xml", "hash", "boxed"):
-        allowed = did_you_mean(str(answer_format), ("xml", "hash", "boxed"))
-        raise UserError(f"answer_format: '{answer_format}' has no reasoning to look at.{allowed}")
-    if answer_format == "hash":
-        before, mark, _ = text.partition("####")
-        return before if mark and before.strip() else None
-    if answer_format == "boxed":
-        before, mark, _ = text.rpartition("\\boxed")
-        return before if mark and before.strip() else None
-    opened, closed = text.find(TAGS[0]), text.find(TAGS[1])
-    if text.count(TAGS[0]) != 1 or text.count(TAGS[1]) != 1 or opened > closed:
-        return None
-    inside = text[opened + len(TAGS[0]) : closed]
-    return inside if inside.strip() else None
+def _reasoning(text: str, answer_format: str) -> str:
+    check_choice("answer_format", answer_format, [name for name, asked in FORMATS.items() if asked.reasoning])
+    return FORMATS[answer_format].reasoning(text).strip()
 
 
 def _published_reasoning(text: str) -> str:

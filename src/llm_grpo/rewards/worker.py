@@ -1,8 +1,7 @@
 """The inside of a process that holds one reward and nothing else. `process.py` starts it and speaks with it.
 
 It is started with no GPU and no tokens, reads nothing from standard input, and prints into a file. Its main thread is
-the reward's, so that signals work in it (math-verify's time limits are alarms). It answers part by part: what was
-scored before a part that hangs is not lost with it.
+the reward's, so that signals work in it (math-verify's time limits are alarms).
 """
 
 from __future__ import annotations
@@ -32,12 +31,6 @@ LARGEST_FILE = 1 << 30  # bytes; a loop that prints must not fill the disk befor
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-class Start(NamedTuple):
-    name: str
-    args: Mapping[str, Any]
-    memory_gb: float
-
-
 class Ready(NamedTuple):
     """The reward is loaded and its arguments are right; `fault` says why not. `crc`: of its file, 0 for ours."""
 
@@ -48,25 +41,21 @@ class Ready(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of a batch. alone: each is scored by itself. logs: TRL's log_extra and log_metric are at hand."""
+    """Rows of a batch that the reward is given together. logs: TRL's log_extra and log_metric are at hand."""
 
+    step: int | None
     rows: list[int]
     columns: Mapping[str, Any]  # a value per row
     shared: Mapping[str, Any]  # one value for all; `trainer_state` as a plain dict
-    alone: bool
     logs: bool
 
-    def parts(self) -> list[list[int]]:
-        """The rows that are handed to the reward at a time: all, or each."""
-        return [[row] for row in self.rows] if self.alone else [self.rows]
-
-    def columns_of(self, part: int) -> dict[str, Any]:
-        cut = slice(part, part + 1) if self.alone else slice(None)
-        return {name: values[cut] for name, values in self.columns.items()} | dict(self.shared)
+    def only(self, rows: list[int]) -> Batch:
+        """Those rows of the whole batch."""
+        return self._replace(rows=rows, columns={k: [v[row] for row in rows] for k, v in self.columns.items()})
 
 
 class Reply(NamedTuple):
-    """Of one part: its scores, or None and what was said (`row` within the part); what the reward logged; seconds."""
+    """The scores, or None and what was said (`row` within the batch given); what the reward logged; seconds."""
 
     scores: list[float | None] | None
     said: str
@@ -82,33 +71,32 @@ def main(descriptor: int, parent: int) -> None:
     link, me = Connection(descriptor), os.getpid()
     _die_with(parent)
     faulthandler.enable()  # a crash, and the SIGABRT of a deadline, say where in the file they struck
-    start: Start = link.recv()
-    _limit(start.memory_gb)
+    name, args, memory_gb = link.recv()
+    _limit(memory_gb)
     try:
-        function = build_here(start.name, start.args)
+        function = build_here(name, args)
     except UserError as error:
         link.send(Ready(fault=str(error)))
         return
-    link.send(Ready(function.__name__, function.__doc__, _crc(start.name)))
+    link.send(Ready(function.__name__, function.__doc__, _crc(name)))
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            batch: Batch = link.recv()
-            for part, rows in enumerate(batch.parts()):
-                reply = _answer(function, batch.columns_of(part), rows, batch.logs)
-                if os.getpid() != me:
-                    os._exit(0)  # the reward forked, and this is the child coming home: one answer is enough
-                link.send(reply)
+            reply = _answer(function, link.recv())
+            if os.getpid() != me:
+                os._exit(0)  # the reward forked, and this is the child coming home: one answer is enough
+            link.send(reply)
     os._exit(0)  # whatever threads the reward left behind
 
 
-def _answer(function: RewardFunction, columns: dict[str, Any], rows: list[int], logs: bool) -> Reply:
+def _answer(function: RewardFunction, batch: Batch) -> Reply:
+    columns = {**batch.columns, **batch.shared}
     extra: list[tuple[str, list[Any]]] = []
     metrics: list[tuple[str, float]] = []
     state = columns.get("trainer_state")
     if state is not None:
         columns["trainer_state"] = SimpleNamespace(**state)
-        _seed(f"{state.get('global_step')} {rows[0]}")
-    if logs:
+        _seed(f"{state.get('global_step')} {batch.rows[0]}")
+    if batch.logs:
         columns["log_extra"] = lambda column, values: extra.append((str(column), [_plain(v) for v in values]))
         columns["log_metric"] = lambda name, value: metrics.append((str(name), float(value)))
     scores, said, row = None, "", None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_grpo.answers.judging import TAGS, extract_hash_answer, write_answer
+from llm_grpo.answers.formats import TAGS, extract_hash_answer, write_answer
 from llm_grpo.answers.thinking import CLOSE, OPEN, thought_of, words_of
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import with_system

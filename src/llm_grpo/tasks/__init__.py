@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llm_grpo.errors import UserError, check_arguments, did_you_mean
+from llm_grpo.errors import check_arguments, check_choice
 from llm_grpo.records import Task
 from llm_grpo.tasks.gsm8k import gsm8k
 from llm_grpo.tasks.hub import hub
@@ -27,7 +27,6 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 def build_task(name: str, args: Mapping[str, Any]) -> Task:
     """The task of that name with its arguments checked by name. Raises UserError."""
-    if name not in TASKS:
-        raise UserError(f"task.name: there is no task '{name}'.{did_you_mean(name, TASKS)}")
+    check_choice("task.name", name, TASKS)
     check_arguments(TASKS[name], args, where="task.args")
     return TASKS[name](**args)

@@ -7,13 +7,13 @@ import os
 import re
 from pathlib import Path
 
-from llm_grpo.answers.judging import judge_xml
+from llm_grpo.answers.judging import JUDGES
 from llm_grpo.errors import NotAtHandError, UserError
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
 from llm_grpo.tasks.hub import HubSplit, read_hub
 from llm_grpo.tasks.readers import read_jsonl
-from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
+from llm_grpo.tasks.rows import BadRowError, check_split, collect, question_hash, text_of
 from llm_grpo.tasks.table import last_hash_answer
 
 DATA_VARIABLE = "LLM_GRPO_DATA"
@@ -33,14 +33,18 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
 
     @functools.cache
     def read(split: str) -> Split:
-        folder = path or _folder_from_environment()
-        on_hub = HubSplit(HUB_NAME, "main", None, None, split)
-        rows = read_jsonl(_data_file(Path(folder), split)) if folder else read_hub(on_hub, WAY_OUT)
+        held = os.environ.get(DATA_VARIABLE)
+        folder = Path(path) if path else Path(held) / "gsm8k" if held else None
+        if folder is None:
+            rows = read_hub(HubSplit(HUB_NAME, "main", None, None, split), WAY_OUT)
+        elif (file := folder / f"{split}.jsonl").is_file():
+            rows = read_jsonl(file)
+        else:
+            raise NotAtHandError(f"gsm8k: {file} is not there. {WAY_OUT}")
         return collect(rows, lambda line, row: _example(f"gsm8k/{split}/{line}", row), max_bad_share)
 
     def load(split: str) -> Split:
-        if split not in ("train", "validation", "test"):
-            raise UserError(f"There is no split '{split}'; gsm8k has train, validation, test.")
+        check_split("gsm8k", split)
         if split == "test":
             return read("test")
         whole = read("train")
@@ -49,7 +53,7 @@ def gsm8k(*, path: str | None = None, validation_size: int = 256, max_bad_share:
         return Split(wanted, whole.bad_rows if split == "train" else ())
 
     size = None if path else PUBLISHED_TRAIN_ROWS - validation_size
-    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, judge_xml, published_train_size=size)
+    return Task("gsm8k", SYSTEM_PROMPTS["xml"], load, JUDGES["xml"], published_train_size=size)
 
 
 def _example(identity: str, row: dict[str, object]) -> Example:
@@ -66,15 +70,3 @@ def _held_back(examples: tuple[Example, ...], size: int) -> frozenset[str]:
         raise UserError(f"task.args.validation_size is {size}; give 0 to {len(examples) - 1}, so that some rows train.")
     ordered = sorted(examples, key=lambda e: (question_hash(e.prompt[-1]["content"]), e.id))
     return frozenset(e.id for e in ordered[:size])
-
-
-def _folder_from_environment() -> str | None:
-    folder = os.environ.get(DATA_VARIABLE)
-    return str(Path(folder) / "gsm8k") if folder else None
-
-
-def _data_file(folder: Path, split: str) -> Path:
-    file = folder / f"{split}.jsonl"
-    if not file.is_file():
-        raise NotAtHandError(f"gsm8k: {file} is not there. {WAY_OUT}")
-    return file

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,14 +24,23 @@ from llm_grpo.answers.labels import (
     parse_labels,
     write_labels,
 )  # fmt: skip
-from llm_grpo.errors import NotAtHandError, UserError, did_you_mean
+from llm_grpo.errors import NotAtHandError, UserError, not_there
 from llm_grpo.records import Example, Message, Split, Task
 from llm_grpo.tasks.readers import read_csv
-from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
+from llm_grpo.tasks.rows import (
+    SPLITS,
+    BadRowError,
+    check_shares,
+    check_sizes,
+    check_split,
+    collect,
+    drawn,
+    drawn_to,
+    text_of,
+)
 from llm_grpo.tasks.sales_calls import make_call
 
 COLUMNS = ("instruction", "input", "output", "query_results", "answers")
-SPLITS = ("train", "validation", "test")
 MOST_PER_SPLIT = 50_000
 INSTRUCTION = (
     "Which criteria does the lead meet at the end of the call? Authority: the contact decides alone. Budget: money is "
@@ -65,7 +74,7 @@ def lead_qualification(
         load = functools.partial(_from_csv, Path(path), validation_share, test_share, max_bad_share)
     else:
         sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
-        _check(sizes)
+        check_sizes(sizes, MOST_PER_SPLIT)
         load = functools.partial(_from_seed, seed, sizes, _weights(prior))
     return Task("lead_qualification", INSTRUCTION, functools.cache(load), judge_labels, metrics=label_metrics)
 
@@ -81,18 +90,13 @@ def conversation(row: Mapping[str, str]) -> tuple[Message, ...]:
 
 
 def _from_csv(path: Path, validation_share: float, test_share: float, max_bad_share: float, split: str) -> Split:
-    _check_split(split)
+    check_split("lead_qualification", split)
     if not path.is_file():
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.csv")])
-        raise NotAtHandError(f"task.args.path: there is no file '{path}'.{near}")
+        raise NotAtHandError(f"task.args.path: {not_there(path)}")
     shares = {"test": test_share, "validation": validation_share}
-    if not all(0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise UserError(f"task.args: the shares {shares} must be numbers from 0 whose sum stays below 1.")
+    check_shares(shares)
     whole = collect(read_csv(path), functools.partial(_example, path.stem), max_bad_share)
-    examples = tuple(e for e in whole.examples if _split_of(e.question, shares) == split)
-    if not examples and shares.get(split) != 0:
-        raise UserError(f"No row of {path} falls into the {split} split; give it more rows or task.args.{split}_share.")
-    return Split(examples, whole.bad_rows)
+    return drawn(whole, split, shares, path, f"Give it more rows or task.args.{split}_share.")
 
 
 def _example(stem: str, line: int, row: Mapping[str, Any]) -> Example:
@@ -120,23 +124,14 @@ def _gold(text: str) -> LabelSet:
     return found
 
 
-def _split_of(question: str, shares: Mapping[str, float]) -> str:
-    """Test first, so that it stays the same when the validation share changes."""
-    place = question_hash(question)
-    for split in ("test", "validation"):
-        if place < shares[split]:
-            return split
-        place -= shares[split]
-    return "train"
-
-
 # --- generated calls ---------------------------------------------------------------------------------------------
 
 
 def _from_seed(seed: int, sizes: Mapping[str, int], weights: Mapping[LabelSet, float] | None, split: str) -> Split:
-    _check_split(split)
+    check_split("lead_qualification", split)
     calls = generated(split, seed, weights)
-    return Split(tuple(_generated_example(split, n, next(calls)) for n in range(sizes[split])))
+    rows = enumerate(islice(calls, sizes[split]))
+    return Split(tuple(_asked(f"lead_qualification/{split}/{n}", row, row["answers"]) for n, row in rows))
 
 
 def generated(split: str, seed: int, weights: Mapping[LabelSet, float] | None = None) -> Iterator[dict[str, str]]:
@@ -146,7 +141,7 @@ def generated(split: str, seed: int, weights: Mapping[LabelSet, float] | None = 
     while True:
         labels = rng.choices(list(weights), list(weights.values()))[0] if weights else next(turns)
         call = make_call(rng, labels)
-        while _split_of(call["transcript"], {"test": 0.1, "validation": 0.1}) != split or call["transcript"] in seen:
+        while drawn_to(call["transcript"], {"test": 0.1, "validation": 0.1}) != split or call["transcript"] in seen:
             call = make_call(rng, labels)
         seen.add(call["transcript"])
         company, person = call["company"], call["person"]
@@ -157,10 +152,6 @@ def generated(split: str, seed: int, weights: Mapping[LabelSet, float] | None = 
             "query_results": call["transcript"],
             "answers": write_labels(labels),
         }
-
-
-def _generated_example(split: str, number: int, row: Mapping[str, str]) -> Example:
-    return _asked(f"lead_qualification/{split}/{number}", row, row["answers"])
 
 
 def _weights(prior: Mapping[str, float] | None) -> dict[LabelSet, float] | None:
@@ -180,14 +171,3 @@ def _weights(prior: Mapping[str, float] | None) -> dict[LabelSet, float] | None:
     if not sum(weights.values()) > 0:
         raise UserError("task.args.prior: all weights are 0; give some label set a weight above 0, or null.")
     return weights
-
-
-def _check(sizes: Mapping[str, int]) -> None:
-    for split, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_PER_SPLIT:
-            raise UserError(f"task.args.{split}_size is {size!r}; give a whole number from 1 to {MOST_PER_SPLIT}.")
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UserError(f"There is no split '{split}'; lead_qualification has {', '.join(SPLITS)}.")

@@ -12,6 +12,7 @@ from llm_grpo.errors import UserError, did_you_mean
 from llm_grpo.records import BadRow, Example, Split
 from llm_grpo.tasks.readers import Row
 
+SPLITS = ("train", "validation", "test")
 SHOWN_BAD_ROWS = 5
 
 
@@ -96,3 +97,40 @@ def question_hash(question: str) -> float:
     """A number in [0, 1) made of the words alone: the same on every machine, whatever the blanks or the case."""
     words = " ".join(question.split()).casefold()
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") / 2**64
+
+
+def check_split(task: str, split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(f"There is no split '{split}'; {task} has {', '.join(SPLITS)}.")
+
+
+def check_sizes(sizes: Mapping[str, Any], most: int) -> None:
+    """Refuse a number of generated examples that cannot be."""
+    for split, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+            raise UserError(f"task.args.{split}_size is {size!r}; give a whole number from 1 to {most}.")
+
+
+def check_shares(shares: Mapping[str, Any]) -> None:
+    numbers = all(isinstance(share, int | float) and share >= 0 for share in shares.values())
+    if not numbers or sum(shares.values()) >= 1:
+        given = ", ".join(f"{name}_share={share!r}" for name, share in shares.items())
+        raise UserError(f"task.args: {given} must be numbers from 0 whose sum stays below 1.")
+
+
+def drawn_to(question: str, shares: Mapping[str, float]) -> str:
+    """The split of a question, by its hash; test first, so that it stays the same when validation_share changes."""
+    place = question_hash(question)
+    for split in ("test", "validation"):
+        if place < shares.get(split, 0):
+            return split
+        place -= shares.get(split, 0)
+    return "train"
+
+
+def drawn(whole: Split, split: str, shares: Mapping[str, float], place: object, way_out: str) -> Split:
+    """What of one file is drawn to a split. Raises UserError where that is nothing, although it has a share."""
+    examples = tuple(example for example in whole.examples if drawn_to(example.question, shares) == split)
+    if not examples and shares.get(split) != 0:
+        raise UserError(f"No row of {place} falls into the {split} split. {way_out}")
+    return Split(examples, whole.bad_rows)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_grpo.answers.judging import (
-    JUDGES,
-    MATCHES,
-    extract_boxed_answer,
-    extract_hash_answer,
-    extract_xml_answer,
-    parse_number,
-)
-from llm_grpo.errors import NotAtHandError, UserError, did_you_mean
+from llm_grpo.answers.equality import MATCHES
+from llm_grpo.answers.formats import extract_boxed_answer, extract_hash_answer, extract_xml_answer
+from llm_grpo.answers.judging import JUDGES
+from llm_grpo.answers.numerals import parse_number
+from llm_grpo.errors import NotAtHandError, UserError, check_choice, not_there
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
 from llm_grpo.tasks.readers import Row, read_csv, read_json, read_jsonl, read_parquet
-from llm_grpo.tasks.rows import BadRowError, collect, question_hash, text_of
+from llm_grpo.tasks.rows import BadRowError, check_shares, check_split, collect, drawn, question_hash, text_of
 
 
 def last_hash_answer(text: str) -> str | None:
@@ -92,11 +88,11 @@ def table_task(
     max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the file it
         is drawn from.
     """
-    _known("answer_format", answer_format, JUDGES)
-    _known("match", match, MATCHES)
+    check_choice("task.args.answer_format", answer_format, JUDGES)
+    check_choice("task.args.match", match, MATCHES)
     layout = _layout(columns or {}, gold_format, match == "number", max_bad_share)
     shares = {"validation": validation_share, "test": test_share}
-    _check_shares(shares)
+    check_shares(shares)
     said = SYSTEM_PROMPTS[answer_format] if system is None else system
     judge = functools.partial(JUDGES[answer_format], same=MATCHES[match])
     return Task(kind, said, lambda split: _load(split, find, given, shares, layout), judge)
@@ -126,47 +122,29 @@ csv_task = _file_task("csv", read_csv)
 parquet_task = _file_task("parquet", read_parquet)
 
 
-def _known(argument: str, given: str, allowed: Iterable[str]) -> None:
-    if given not in allowed:
-        raise UserError(f"task.args.{argument}: there is no '{given}'.{did_you_mean(given, allowed)}")
-
-
 def _layout(columns: Mapping[str, str], gold_format: str, numeric: bool, max_bad_share: float) -> Layout:
     if not isinstance(columns, Mapping):
         raise UserError(f"task.args.columns: give a mapping such as {{question: prompt}}, not {columns!r}.")
     for name in columns:
-        _known("columns", name, ("question", "answer", "id"))
-    _known("gold_format", gold_format, GOLD_FORMATS)
+        check_choice("task.args.columns", name, ("question", "answer", "id"))
+    check_choice("task.args.gold_format", gold_format, GOLD_FORMATS)
     question, answer = columns.get("question", "question"), columns.get("answer", "answer")
     return Layout(question, answer, columns.get("id"), gold_format, numeric, max_bad_share)
-
-
-def _check_shares(shares: Mapping[str, float]) -> None:
-    numbers = all(isinstance(share, int | float) and share >= 0 for share in shares.values())
-    if not numbers or sum(shares.values()) >= 1:
-        given = ", ".join(f"{name}_share={share!r}" for name, share in shares.items())
-        raise UserError(f"task.args: {given} must be numbers from 0 whose sum stays below 1.")
 
 
 def _load(
     split: str, find: Find, given: Mapping[str, str | None], shares: Mapping[str, float], layout: Layout
 ) -> Split:
-    if split not in given:
-        raise UserError(f"There is no split '{split}'; this task has {', '.join(given)}.")
+    check_split("this task", split)
     others = {name: find(name, place) for name, place in given.items() if name != "train" and place}
     if split in others:
         # A question that stands in two files belongs to the last one: what is learnt must not be what is tested.
         places = list(others.values())
         return _read(others[split], layout, tuple(places[places.index(others[split]) + 1 :]))
     whole = _read(find("train", given["train"] or ""), layout, tuple(others.values()))
-    drawn = {name: share for name, share in shares.items() if name not in others}
-    examples = tuple(e for e in whole.examples if _drawn_to(e, drawn) == split)
-    if not examples and drawn.get(split) != 0:
-        raise UserError(
-            f"No row of {given['train']} falls into the {split} split. With so few rows, give the task a {split} split "
-            f"of its own (task.args.{split}_path; of the Hub, {split}_split)."
-        )
-    return Split(examples, whole.bad_rows)
+    drawn_shares = {name: share for name, share in shares.items() if name not in others}
+    own = f"a {split} split of its own (task.args.{split}_path; of the Hub, {split}_split)"
+    return drawn(whole, split, drawn_shares, given["train"], f"With so few rows, give the task {own}.")
 
 
 def _file(read: Callable[[Path], Iterator[Row]], split: str, given: str) -> Source:
@@ -174,18 +152,8 @@ def _file(read: Callable[[Path], Iterator[Row]], split: str, given: str) -> Sour
     if given.startswith("hf://"):
         raise UserError(f"{argument}: {given} is on the Hub; write task: {{name: hub, args: {{path: {given}}}}}.")
     if not path.is_file():
-        raise NotAtHandError(f"{argument}: there is no file '{given}'.")
+        raise NotAtHandError(f"{argument}: {not_there(path)}")
     return Source(read, path, path.name, path.stem, path.stat().st_mtime_ns)
-
-
-def _drawn_to(example: Example, shares: Mapping[str, float]) -> str:
-    """The split of an example of the main file; test first, so that it stays the same when validation_share changes."""
-    place = question_hash(example.prompt[-1]["content"])
-    for split in ("test", "validation"):
-        if place < shares.get(split, 0):
-            return split
-        place -= shares.get(split, 0)
-    return "train"
 
 
 @functools.lru_cache(maxsize=8)
