@@ -447,12 +447,12 @@ def test_what_a_kill_left_behind_is_cleared_or_restored(pair: tuple[Path, Path],
     _, adapter = pair
     merge(adapter, tmp_path / "merged")
     (tmp_path / "merged.partial").mkdir()
-    (tmp_path / "merged").rename(tmp_path / "merged.replaced")  # killed between the two renames
+    (tmp_path / "merged").rename(tmp_path / ".merged.old")  # killed between the two renames
     with pytest.raises(UserError, match="is there already"):
         merge(adapter, tmp_path / "merged")
     assert (tmp_path / "merged/config.json").is_file(), "the former model is back"
     merge(adapter, tmp_path / "merged", overwrite=True)
-    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
+    assert [path.name for path in tmp_path.glob("*merged*")] == ["merged"]
 
 
 def test_an_interruption_leaves_what_was_there(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_an_interruption_leaves_what_was_there(pair: tuple[Path, Path], tmp_path
     merge(adapter, tmp_path / "merged")
     with pytest.raises(KeyboardInterrupt):
         merge(adapter, tmp_path / "merged", on_progress=interrupt, overwrite=True)
-    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
+    assert [path.name for path in tmp_path.glob("*merged*")] == ["merged"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
 
 
@@ -476,12 +476,11 @@ def test_a_rename_that_fails_brings_the_former_model_back(pair: tuple[Path, Path
     merge(pair[1], tmp_path / "merged")
     with pytest.raises(FileNotFoundError), streaming.whole_folder(tmp_path / "merged", 1, overwrite=True) as draft:
         draft.rmdir()
-    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
+    assert [path.name for path in tmp_path.glob("*merged*")] == ["merged"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
 
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
-    streaming.check_disk(tmp_path, 1)
     with (
         pytest.raises(UserError, match=r"GB free.*needs 1000000000\.0 GB"),
         streaming.whole_folder(tmp_path / "merged", 10**18, overwrite=False),

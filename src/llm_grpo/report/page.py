@@ -17,31 +17,14 @@ from llm_grpo.config.dotted import leaves
 from llm_grpo.diagnosis.diagnoses import diagnose
 from llm_grpo.evaluation.comparison import compare
 from llm_grpo.files import read_json, read_jsonl, write_text
+from llm_grpo.report.curves import charts, logged
 from llm_grpo.report.rollouts import shown_groups
-from llm_grpo.report.svg import Line, bars, chart
+from llm_grpo.report.svg import bars, chart
 from llm_grpo.report.tables import NAMES, p_value, share
 from llm_grpo.runs import Run
 
 HERE = Path(__file__).parent
 MOST_ITEMS = 40  # items gained and lost that are shown, each; and completions a reward failed on or was slow with
-
-# (title, {metric: label}, limits). A chart without a number is left out, so that one list serves every engine.
-CHARTS: tuple[tuple[str, dict[str, str], tuple[float, float] | None], ...] = (
-    ("Accuracy and format", {"accuracy": "strict, sampled", "format_rate": "format, sampled"}, (0, 1)),
-    ("Reward", {"reward": "total"}, None),
-    ("Loss", {"loss": "loss"}, None),
-    ("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, None),
-    ("Tokens of a completion", {"completions/mean_length": "mean", "completions/max_length": "longest"}, None),
-    ("Groups that teach something", {"informative_share": "share of the groups"}, (0, 1)),
-    ("Cut at the token limit", {"truncated_share": "share of the completions"}, (0, 1)),
-    ("Wasted", {"wasted_share": "seconds on groups that teach nothing", "padding_share": "padding in updates"}, (0, 1)),
-    ("Tokens of an update", {"tokens_generated": "generated", "tokens_updated": "learnt from"}, None),
-    ("Entropy", {"entropy": "nats a token", "updated_rows/entropy": "nats a token, rows that are updated"}, None),
-    ("KL to the starting weights", {"kl": "nats a token"}, None),
-    ("Engine against trainer", {"sampling/sampling_logp_difference/mean": "nats a token"}, None),
-    ("Learning rate", {"learning_rate": "learning rate"}, None),
-    ("Tokens a second", {"tokens_per_second": "tokens/s"}, None),
-)
 
 
 def write_report(run: Run, other: Run | None = None, target: Path | None = None) -> Path:
@@ -54,7 +37,7 @@ def write_report(run: Run, other: Run | None = None, target: Path | None = None)
         run=facts,
         other=_facts(other) if other else None,
         differences=_differences(run, other) if other else None,
-        charts=_charts([facts, *([_facts(other)] if other else [])]),
+        charts=[chart(*each) for each in charts([logged(each) for each in (run, other) if each])],
         phases=_phases(facts["rows"]),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
@@ -77,9 +60,6 @@ def as_script(data: Any) -> Markup:
 def _facts(run: Run) -> dict[str, Any]:
     """What stands in a run's folder, as far as the run has come."""
     config, rows = run.config(), list(read_jsonl(run.metrics))
-    for row in rows:
-        if row.get("frac_reward_zero_std") is not None:
-            row.setdefault("informative_share", 1 - row["frac_reward_zero_std"])
     before, after, summary = (read_json(path) for path in (run.before, run.after, run.summary))
     groups, total = shown_groups(run, config.rewards)
     return {
@@ -88,7 +68,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "model": config.model.name,
         "task": config.task.name,
         "rows": rows,
-        "checks": list(read_jsonl(run.validation)),
         "before": before,
         "after": after,
         "summary": summary,
@@ -101,32 +80,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "groups": groups,
         "groups_in_all": total,
     }
-
-
-def _charts(runs: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """The curves of one run, or of several over each other."""
-    parts = dict.fromkeys(
-        key for facts in runs for row in facts["rows"] for key in row
-        if key.startswith("rewards/") and key.endswith("/mean")
-    )  # fmt: skip
-    by_function = {key: key.split("/")[1].removesuffix("_reward_func") for key in parts}
-    wanted = [*CHARTS[:2], ("Reward by function, unweighted", by_function, None), *CHARTS[2:]]
-    return [figure for figure in (_chart(*each, runs) for each in wanted) if figure]
-
-
-def _chart(
-    title: str, keys: Mapping[str, str], limits: tuple[float, float] | None, runs: Sequence[Mapping[str, Any]]
-) -> Markup:
-    lines = []
-    for facts in runs:
-        whose = f"{facts['name']}: " if len(runs) > 1 else ""
-        for key, label in keys.items():
-            points = [(row["step"], row[key]) for row in facts["rows"] if row.get(key) is not None]
-            lines.append(Line(f"{whose}{label}", points))
-        if title.startswith("Accuracy"):
-            checks = [(check["step"], check["strict_accuracy"]) for check in facts["checks"]]
-            lines.append(Line(f"{whose}strict, greedy, validation", checks, dots=True))
-    return chart(title, lines, limits)
 
 
 def _phases(rows: Sequence[Mapping[str, Any]]) -> Markup:

@@ -21,6 +21,11 @@ def share(report: Mapping[str, Any], name: str) -> str:
     return f"{report[name]:6.1%}  [{low:.1%}, {high:.1%}]"
 
 
+def interval(report: Mapping[str, Any], name: str) -> str:
+    """`45.2% [40.9%, 49.6%]`, where nothing stands below it."""
+    return " ".join(share(report, name).split())
+
+
 def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
     """One evaluation: shares with 95 % intervals, mean rewards, lengths, sampled estimates where there are any."""
     table = Table(title=title, title_justify="left", show_header=False)
