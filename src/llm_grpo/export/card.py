@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,6 @@ FILE = "README.md"
 OURS = "<!-- Written by llm-grpo, and written anew at each push. Delete this line to keep your own changes. -->"
 OF_PEFT = "[More Information Needed]"  # stands in the empty card that PEFT writes beside an adapter
 DATASETS = {"gsm8k": "openai/gsm8k"}  # tasks whose data have a name on the Hub
-LIBRARIES = {"merged_16bit": "transformers", "lora": "peft", "gguf": "gguf"}
-WHOLE = "All weights were trained, without an adapter; these are they, rounded to 16 bit."
-WHAT = {
-    "merged_16bit": "The LoRA adapter is merged into its base; these are whole weights.",
-    "lora": "These are the weights of the LoRA adapter alone; it needs its base.",
-    "gguf": "The LoRA adapter is merged into its base; these are whole weights in llama.cpp's format.",
-}
 
 
 @dataclass(frozen=True)
@@ -60,10 +54,6 @@ class Subject:
     @property
     def learned(self) -> str:
         return "trained model" if self.is_whole else "adapter"
-
-    @property
-    def what(self) -> str:
-        return WHOLE if self.is_whole and self.method == "merged_16bit" else WHAT[self.method]
 
     @property
     def name(self) -> str:
@@ -106,14 +96,19 @@ def card(subject: Subject) -> str:
     run, config = subject.run, subject.run.config() if subject.run else None
     measured = measurements(run, subject.adapter) if run else None
     licence, said = licence_of(subject.base)
+    task = config.task.name if config else None
     system, shots = (system_prompt(config), worked_examples(config)) if config else ("", ())
     source = FileSystemLoader(Path(__file__).parent)
     template = Environment(
         loader=source, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    template.filters |= {"fence": fence, "json": json.dumps, "yaml": _yaml, "repr": repr}
+    template.filters |= {
+        "fence": fence,
+        "json": json.dumps,
+        "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
+        "repr": repr,
+    }
     return template.get_template("card.md").render(
-        metadata=_metadata(subject, licence, measured).to_yaml().strip(),
         ours=OURS,
         subject=subject,
         name=subject.repo or subject.folder.name,
@@ -129,6 +124,9 @@ def card(subject: Subject) -> str:
         opening=[repr(message) for message in with_system([], system, shots)],
         max_tokens=config.grpo["max_completion_length"] if config else 512,
         licence=said,
+        licence_fields=licence,
+        task=task,
+        dataset=DATASETS.get(task, task),
         names=NAMES,
         interval=interval,
         p_value=p_value,
@@ -163,43 +161,6 @@ def licence_of(base: str) -> tuple[dict[str, str], str]:
     return found, f"`{found.get('license_name', found['license'])}`, as the base `{shown(base)}` says of itself."
 
 
-def _metadata(subject: Subject, licence: Mapping[str, str], measured: Measured | None) -> Any:
-    from huggingface_hub import ModelCardData
-
-    task = subject.run.config().task.name if subject.run else None
-    versions = _read(subject.run.environment).get("versions", {}) if subject.run else {}
-    used = [name for name in ("trl", "unsloth") if versions.get(name)]
-    on_hub = not Path(subject.base).is_dir()
-    return ModelCardData(
-        base_model=subject.base if on_hub else None,
-        base_model_relation=("adapter" if subject.method == "lora" else "finetune") if on_hub else None,
-        datasets=[DATASETS[task]] if task in DATASETS else None,
-        library_name=LIBRARIES[subject.method],
-        pipeline_tag="text-generation",
-        tags=[*([] if subject.is_whole else ["lora"]), "llm-grpo", *(["grpo"] if subject.run else []), *used],
-        model_name=subject.name,
-        eval_results=_eval_results(task, measured.after) if task and measured else None,
-        **licence,
-    )
-
-
-def _eval_results(task: str, after: Mapping[str, Any]) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=DATASETS.get(task, task),
-            dataset_name=task,
-            dataset_split="test",
-            metric_type="accuracy",
-            metric_name=f"{NAMES[name]}, {after['n']} problems",
-            metric_value=round(after[name], 4),
-        )
-        for name in ("strict_accuracy", "lenient_accuracy")
-    ]
-
-
 def _read(file: Path) -> dict[str, Any]:
     """A JSON file of a run; empty where there is none yet. Raises UserError where it is broken."""
     try:
@@ -217,10 +178,6 @@ def _public(node: Any) -> Any:
     if isinstance(node, list):
         return [_public(value) for value in node]
     return shown(node) if isinstance(node, str) and "\n" not in node else node
-
-
-def _yaml(data: Any) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def fence(text: str, language: str = "text") -> str:

@@ -22,7 +22,6 @@ from llm_grpo.errors import first_line
 from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
 
 TOP = 128  # tokens kept of a distribution; the rest counts as one more token
-LOGITS_AT_A_TIME = 2**25  # 128 MB in float32
 
 
 @dataclass(frozen=True)
@@ -73,34 +72,15 @@ def gaps(readings: Sequence[Reading], model: Any, pairs: Sequence[Answered]) -> 
 
 
 def distributions(model: Any, pairs: Sequence[Answered]) -> Iterator[torch.Tensor]:
-    """For each pair the log-probabilities (n, vocabulary) of its n answer tokens, in float32, on the model's device."""
-    vocabulary = model.config.get_text_config().vocab_size
-    start = 0
-    while start < len(pairs):
-        end = _batch_end(pairs, start, vocabulary)
-        batch = pairs[start:end]
-        rows = [pair.prompt + pair.answer for pair in batch]
-        longest = max(map(len, rows))
-        # Filled up on the right: a causal model does not look there, and positions stay those of generation.
-        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+    """For each pair the log-probabilities (n, vocabulary) of its n answer tokens, in float32, on the model's device.
+
+    One after the other: the logits of one answer over a large vocabulary are 100 MB and more, and nothing is padded.
+    """
+    for pair in pairs:
+        tokens = torch.tensor([pair.prompt + pair.answer], device=model.device)
         with torch.no_grad():
-            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        for pair, of_row in zip(batch, logits, strict=True):
-            first = len(pair.prompt) - 1  # what stands here foretells the first token of the answer
-            yield of_row[first : first + len(pair.answer)].float().log_softmax(-1)
-        start = end
-
-
-def _batch_end(pairs: Sequence[Answered], start: int, vocabulary: int) -> int:
-    """As many pairs as fit into LOGITS_AT_A_TIME, and at least one."""
-    longest, end = 0, start
-    while end < len(pairs):
-        longest = max(longest, len(pairs[end].prompt) + len(pairs[end].answer))
-        if end > start and (end - start + 1) * longest * vocabulary > LOGITS_AT_A_TIME:
-            break
-        end += 1
-    return end
+            logits = model(input_ids=tokens, use_cache=False).logits[0]
+        yield logits[len(pair.prompt) - 1 : -1].float().log_softmax(-1)  # what stands at t foretells t + 1
 
 
 def _of_answer(logprobs: torch.Tensor, answered: Answered) -> torch.Tensor:

@@ -6,7 +6,6 @@ proof.json lies beside the weights it speaks of, names them by their SHA-256, an
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,7 +17,7 @@ from llm_grpo.evaluation.comparison import compare
 from llm_grpo.evaluation.scoring import evaluate, without_items
 from llm_grpo.export.gaps import Answered, gap_to_four_bit, gaps, opened, read
 from llm_grpo.export.source import shown
-from llm_grpo.files import read_json, write_json
+from llm_grpo.files import read_json, sha256, write_json
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.prompts import render
 from llm_grpo.records import Problem
@@ -156,14 +155,7 @@ def read_proof(merged: Path) -> dict[str, Any] | None:
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """SHA-256 of every weight file, by name."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(2**22):
-                digest.update(piece)
-        found[path.name] = digest.hexdigest()
-    return found
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _answered(

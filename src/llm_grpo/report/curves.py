@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,13 @@ CHARTS: tuple[tuple[str, dict[str, str], tuple[float, float] | None], ...] = (
     ("Accuracy and format", {"accuracy": "strict, sampled", "format_rate": "format, sampled"}, (0, 1)),
     ("Reward", {"reward": "total"}, None),
     ("Reward by function, unweighted", {}, None),  # of each run its own
+    ("Groups that teach something", {"informative_share": "share of the groups"}, (0, 1)),
     ("Loss", {"loss": "loss"}, None),
     ("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, None),
     ("Tokens of a completion", {"completions/mean_length": "mean", "completions/max_length": "longest"}, None),
-    ("Groups that teach something", {"informative_share": "share of the groups"}, (0, 1)),
-    ("Cut at the token limit", {"truncated_share": "share of the completions"}, (0, 1)),
     ("Wasted", {"wasted_share": "seconds on groups that teach nothing", "padding_share": "padding in updates"}, (0, 1)),
     ("Tokens of an update", {"tokens_generated": "generated", "tokens_updated": "learnt from"}, None),
+    ("Cut at the token limit", {"truncated_share": "share of the completions"}, (0, 1)),
     ("Entropy", {"entropy": "nats a token", "updated_rows/entropy": "nats a token, rows that are updated"}, None),
     ("KL to the starting weights", {"kl": "nats a token"}, None),
     ("Engine against trainer", {"sampling/sampling_logp_difference/mean": "nats a token"}, None),
@@ -72,20 +71,18 @@ def _lines(run: Logged, title: str, keys: Mapping[str, str], whose: str) -> list
 
 
 def draw(run: Run) -> None:
-    """curves.png: the values pale, their moving average in full. Nothing is drawn for a run without logged steps; the
-    file is replaced whole."""
+    """curves.png: the first eight charts, the values pale and their moving average in full. Nothing is drawn for a run
+    without logged steps; the file is replaced whole."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    wanted = charts([logged(run)])
+    wanted = charts([logged(run)])[:8]
     if not wanted:
         return
-    height = math.ceil(len(wanted) / 4)
-    figure, axes = plt.subplots(height, 4, figsize=(20, 3.7 * height), squeeze=False, constrained_layout=True)
-    for axis in axes.flat[len(wanted) :]:
-        axis.set_axis_off()
+    figure, axes = plt.subplots(2, 4, figsize=(20, 7.5), constrained_layout=True)
+    figure.suptitle(run.folder.name)
     for axis, (title, lines, limits) in zip(axes.flat, wanted, strict=False):
         for line in (line for line in lines if line.points):
             steps, values = zip(*line.points, strict=True)

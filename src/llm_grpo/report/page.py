@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llm_grpo.config.dotted import leaves
@@ -20,7 +21,7 @@ from llm_grpo.files import read_json, read_jsonl, write_text
 from llm_grpo.report.curves import charts, logged
 from llm_grpo.report.rollouts import shown_groups
 from llm_grpo.report.svg import bars, chart
-from llm_grpo.report.tables import NAMES, p_value, share
+from llm_grpo.report.tables import comparison_rows, share
 from llm_grpo.runs import Run
 
 HERE = Path(__file__).parent
@@ -29,26 +30,27 @@ MOST_ITEMS = 40  # items gained and lost that are shown, each; and completions a
 
 def write_report(run: Run, other: Run | None = None, target: Path | None = None) -> Path:
     """Write the page of a run, or of two, and return its path (the run's report.html unless `target` is given)."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     facts = _facts(run)
-    page = environment.get_template("page.html").render(
+    drawn = [chart(*each) for each in charts([logged(each) for each in (run, other) if each])]
+    page = templates().get_template("page.html")
+    text = page.render(
         run=facts,
         other=_facts(other) if other else None,
         differences=_differences(run, other) if other else None,
-        charts=[chart(*each) for each in charts([logged(each) for each in (run, other) if each])],
+        charts=[each for each in drawn if each],
         phases=_phases(facts["rows"]),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         rollouts=as_script(facts["groups"]),
-        p_value=p_value,
         share=share,
-        names=NAMES,
     )
     target = target or run.report
-    write_text(target, page)
+    write_text(target, text)
     return target
+
+
+def templates() -> Environment:
+    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
 
 
 def as_script(data: Any) -> Markup:
@@ -71,7 +73,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "before": before,
         "after": after,
         "summary": summary,
-        "paired": compare(before, after) if before and after else None,
+        "paired": _paired(before, after) if before and after else None,
         "changed": _changed(before, after) if before and after else [],
         "diagnoses": summary["diagnoses"] if summary else diagnose(before, rows) if before else [],
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
@@ -82,17 +84,22 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _phases(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Where the seconds of a step go, on average; what is not named is the rest of the step."""
     timed = [row for row in rows if row.get("step_time")]
     if not timed:
-        return Markup("")
+        return None
     names = dict.fromkeys(key for row in timed for key in row if key.startswith("seconds/") and key.count("/") == 1)
     means = {key.removeprefix("seconds/"): sum(row.get(key) or 0.0 for row in timed) / len(timed) for key in names}
     step = sum(row["step_time"] for row in timed) / len(timed)
     rest = step - sum(value for name, value in means.items() if name != "validation")
     parts = [*means.items(), *([("the rest", rest)] if rest > 0.01 * step else [])]
     return bars("Seconds of a step", parts, "s")
+
+
+def _paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    numbers, items = comparison_rows(before, after, compare(before, after))
+    return {"n": after["n"], "rows": numbers + items}
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -114,10 +121,9 @@ def _differences(run: Run, other: Run) -> dict[str, Any]:
     ends = read_json(run.after), read_json(other.after)
     paired = None
     if all(ends) and {item["id"] for item in ends[0]["items"]} == {item["id"] for item in ends[1]["items"]}:
-        paired = compare(*ends)
+        paired = _paired(*ends)
     return {
         "settings": [(name, mine.get(name, "-"), theirs.get(name, "-")) for name in names],
         "parted": parted,
         "paired": paired,
-        "after": ends,
     }
