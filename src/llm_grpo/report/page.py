@@ -73,8 +73,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "before": before,
         "after": after,
         "summary": summary,
-        "paired": _paired(before, after) if before and after else None,
-        "changed": _changed(before, after) if before and after else [],
+        "paired": _compared(before, after) if before and after else None,
         "diagnoses": summary["diagnoses"] if summary else diagnose(before, rows) if before else [],
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
         "environment": list(leaves(read_json(run.environment) or {})),
@@ -97,19 +96,13 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return bars("Seconds of a step", parts, "s")
 
 
-def _paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    numbers, items = comparison_rows(before, after, compare(before, after))
-    return {"n": after["n"], "rows": numbers + items}
-
-
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The items that were gained and lost, with both texts."""
+def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Two evaluations of the same problems: the rows of their table, and the items that changed, with both texts."""
+    paired = compare(before, after)
+    numbers, items = comparison_rows(before, after, paired)
     old, new = ({item["id"]: item for item in report["items"]} for report in (before, after))
-    paired, found = compare(before, after), []
-    for kind in ("lost", "gained"):
-        names = paired[f"{kind}_items"]
-        found.append({"kind": kind, "count": len(names), "items": [(old[n], new[n]) for n in names[:MOST_ITEMS]]})
-    return found
+    changed = {kind: [(old[name], new[name]) for name in paired[f"{kind}_items"]] for kind in ("lost", "gained")}
+    return {"n": paired["n"], "rows": numbers + items, "changed": changed, "shown": MOST_ITEMS}
 
 
 def _differences(run: Run, other: Run) -> dict[str, Any]:
@@ -121,7 +114,7 @@ def _differences(run: Run, other: Run) -> dict[str, Any]:
     ends = read_json(run.after), read_json(other.after)
     paired = None
     if all(ends) and {item["id"] for item in ends[0]["items"]} == {item["id"] for item in ends[1]["items"]}:
-        paired = _paired(*ends)
+        paired = _compared(*ends)
     return {
         "settings": [(name, mine.get(name, "-"), theirs.get(name, "-")) for name in names],
         "parted": parted,
