@@ -54,5 +54,4 @@ def show(findings: list) -> None:
 
 
 if __name__ == "__main__":
-    command.quiet_libraries()
     command.run(main)

@@ -16,6 +16,7 @@ from llm_grpo import command
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.records import Completion, Problem, Reward, Task
 
 console = command.console()
 
@@ -31,7 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.output:
         command.check_output(Path(args.output))
     config = config_for(args)
-    report = score_file(args, config) if args.completions else score_model(args, config)
+    from llm_grpo.problems import build_rewards
+    from llm_grpo.runs import Run
+    from llm_grpo.tasks import build_task
+
+    rewards = build_rewards(config.rewards, Run(Path(args.run or "outputs")))
+    task = build_task(config.task.name, config.task.args)
+    report = (score_file if args.completions else score_model)(args, config, task, rewards)
     from llm_grpo.diagnosis.diagnoses import diagnose
     from llm_grpo.evaluation.files import new_report
     from llm_grpo.files import write_json
@@ -47,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     if classes := classes_table(report, "by class"):
         console.print(classes)
     notices.say_diagnoses(console, diagnoses)
-    console.print(f"Every item: {output}", highlight=False)
+    console.print(f"Every item: {output}")
     if draw_confusion({report["what"]: report}, picture := output.with_suffix(".png")):
-        console.print(f"Confusion: {picture}", highlight=False)
+        console.print(f"Confusion: {picture}")
     return 0
 
 
@@ -84,17 +91,13 @@ def config_for(args: argparse.Namespace) -> Config:
     return config
 
 
-def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+def score_model(args: argparse.Namespace, config: Config, task: Task, rewards: list[Reward]) -> dict[str, Any]:
     """Greedy answers of the model to the split, and sampled ones where --samples asks for them."""
     from llm_grpo.evaluation.scoring import evaluate, sampling_of
-    from llm_grpo.problems import build_rewards, prepare
+    from llm_grpo.problems import prepare
     from llm_grpo.report import notices
     from llm_grpo.rollouts.loading import open_engine
-    from llm_grpo.runs import Run
-    from llm_grpo.tasks import build_task
 
-    rewards = build_rewards(config.rewards, Run(Path(args.run or "outputs")))
-    task = build_task(config.task.name, config.task.args)
     task.load(args.split)
     with command.library_output_in(Path("outputs/libraries.log")):
         engine, what = open_engine(args, config)
@@ -106,18 +109,12 @@ def score_model(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     return {"what": what, "split": args.split, **report}
 
 
-def score_file(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+def score_file(args: argparse.Namespace, config: Config, task: Task, rewards: list[Reward]) -> dict[str, Any]:
     """Completions made elsewhere, matched by id; a problem without one counts as wrong. Raises UserError."""
     from llm_grpo.answers.thinking import thought_of
     from llm_grpo.evaluation.files import read_completions
     from llm_grpo.evaluation.scoring import report_on, score
-    from llm_grpo.problems import build_rewards
-    from llm_grpo.records import Completion, Problem
-    from llm_grpo.runs import Run
-    from llm_grpo.tasks import build_task
 
-    rewards = build_rewards(config.rewards, Run(Path(args.run or "outputs")))
-    task = build_task(config.task.name, config.task.args)
     texts = read_completions(Path(args.completions))
     examples = task.load(args.split).examples
     known = {example.id for example in examples}
@@ -150,5 +147,4 @@ def show_comparison(first: str, second: str) -> int:
 
 
 if __name__ == "__main__":
-    command.quiet_libraries()
     command.run(main)

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     shots = worked_examples(config) if config else ()
     with command.library_output_in(Path(args.log)):
         engine, what = open_engine(args, config)
-    console.print(f"{what}\n", style="dim", highlight=False, markup=False)
+    console.print(f"{what}\n", style="dim")
     if args.chat:
         return chat(engine, sampling, system, shots, capped=args.max_tokens is None)
     asked = [with_system([{"role": "user", "content": prompt}], system, shots) for prompt in prompts]
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         sampling = within_window(engine, asked, sampling)
         if sampling.max_tokens < USUAL_MAX_TOKENS:
             said = f"Answers have at most {sampling.max_tokens} tokens: the window is {engine.window}."
-            console.print(said, style="dim", highlight=False)
+            console.print(said, style="dim")
     start, tokens = time.perf_counter(), 0
     with command.progress(console, "answering", len(prompts) - answered) as on_done:
         for index, group in answers(engine, asked, sampling, answered, on_done):
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
             output.append(prompts[index], group) if output else show(prompts[index], group)
     seconds = time.perf_counter() - start
     if output:
-        console.print(f"{len(prompts)} answered prompts in {args.output}", highlight=False)
-    console.print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.0f} tokens/s", style="dim", highlight=False)
+        console.print(f"{len(prompts)} answered prompts in {args.output}")
+    console.print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.0f} tokens/s", style="dim")
     return 0
 
 
@@ -138,7 +138,7 @@ def chat(engine: Engine, sampling: Sampling, system: str | None, shots: Sequence
             drawn = within_window(engine, asked, sampling) if capped else sampling
             completion = engine.generate(asked, drawn)[0][0]
         except UserError as error:  # the dialogue has outgrown the window: it can begin anew
-            console.print(f"{error} Or begin anew with /new.", style="red", markup=False)
+            console.print(f"{error} Or begin anew with /new.", style="red")
             continue
         show(line, [completion])
         turns += [{"role": "user", "content": line}, {"role": "assistant", "content": completion.text}]
@@ -153,5 +153,4 @@ def _line() -> str:
 
 
 if __name__ == "__main__":
-    command.quiet_libraries()
     command.run(main)

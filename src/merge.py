@@ -160,5 +160,4 @@ def publish(job: Job, folder: Path, args: argparse.Namespace, again: str) -> int
 if __name__ == "__main__":
     if sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")  # gigabytes take their time
-    command.quiet_libraries()
     command.run(main)

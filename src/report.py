@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     if other is not None and target is None:
         target = run.folder / f"against_{other.folder.name}.html"
     page = write_report(run, other, target)
-    console.print(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB). Open it in a browser.", highlight=False)
+    console.print(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
     return 0
 
 
@@ -37,5 +37,4 @@ def arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    command.quiet_libraries()
     command.run(main)

@@ -121,7 +121,7 @@ def show_page(args: argparse.Namespace, url: str, opening: Sequence[Message], mo
     open_page(page, args.host, args.gradio_port, os.environ.get("VLLM_API_KEY"))
     from llm_grpo.serving.process import url_of
 
-    console.print(f"Chat page: {url_of(args.host, args.gradio_port)}", highlight=False)
+    console.print(f"Chat page: {url_of(args.host, args.gradio_port)}")
     return page
 
 
@@ -130,7 +130,7 @@ def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
     from llm_grpo.serving.process import is_loopback
 
     what = f"{model.base}{f' with {model.adapter}' if model.adapter else ''}"
-    console.print(f"Starting vLLM with {what}; half a minute on a CPU, longer for a large model.", highlight=False)
+    console.print(f"Starting vLLM with {what}; half a minute on a CPU, longer for a large model.")
     notices.say_choices(console, {**model.choices, "log": str(log)})
     if not is_loopback(args.host) and not os.environ.get("VLLM_API_KEY"):
         console.print(
@@ -151,10 +151,9 @@ def say_how_to_ask(model: Served, url: str, seconds: float) -> None:
     lines = [f"Ready after {seconds:.0f} s at {url}/v1, serving {' and '.join(model.names)}. Ctrl-C stops it. Try:"]
     lines += [f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # of the server, whose log is a file
-    command.quiet_libraries()
     command.run(main)

@@ -196,5 +196,4 @@ def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> b
 
 
 if __name__ == "__main__":
-    command.quiet_libraries()
     command.run(main)

@@ -26,7 +26,7 @@ from transformers import (
 
 from llm_grpo.errors import UserError
 from llm_grpo.export import merge, streaming, tensors
-from llm_grpo.export.source import sixteen_bit_name
+from llm_grpo.export.source import original
 
 ROOT = Path(__file__).parents[1]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -172,7 +172,6 @@ def test_pieces_of_a_large_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         adapter = make_adapter(tmp_path / kind / "adapter", base, target_modules=targets)
         merge(adapter, tmp_path / kind / "whole", dtype="float32")
         monkeypatch.setattr(tensors, "CHUNK_ELEMENTS", 100)
-        monkeypatch.setattr(tensors, "CHUNK_BYTES", 100)
         merge(adapter, tmp_path / kind / "pieces", dtype="float32")
         monkeypatch.undo()
         whole, pieces = (load_file(tmp_path / kind / name / "model.safetensors") for name in ("whole", "pieces"))
@@ -239,8 +238,10 @@ def test_mixed_types_and_other_tensors_are_kept(tmp_path: Path) -> None:
         assert merged[name].dtype == weights[name].dtype and torch.equal(merged[name], weights[name]), name
     merge(adapter, tmp_path / "half", dtype="float16")
     half = load_file(tmp_path / "half/model.safetensors")
-    for name, stored in tensors.read_header(tmp_path / "half/model.safetensors")[0].items():
-        assert stored.start % half[name].itemsize == 0, f"{name} starts at a multiple of its width"
+    written = (tmp_path / "half/model.safetensors").read_bytes()
+    header = json.loads(written[8 : 8 + int.from_bytes(written[:8], "little")])
+    for name, tensor in half.items():
+        assert header[name]["data_offsets"][0] % tensor.itemsize == 0, f"{name} starts at a multiple of its width"
     assert {half[name].dtype for name in ("c.wide", "d.empty", "e.scalar")} == {torch.float16}
     assert half["a.flag"].dtype == torch.bool and half["b.one"].item() == 3
 
@@ -388,9 +389,9 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "original"), NAMES)
-def test_names_of_4bit_copies(name: str, original: str) -> None:
-    assert sixteen_bit_name(name) == original
+@pytest.mark.parametrize(("name", "of_16_bit"), NAMES)
+def test_names_of_4bit_copies(name: str, of_16_bit: str) -> None:
+    assert original(name) == of_16_bit
 
 
 def test_a_quantized_base_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -447,12 +448,12 @@ def test_what_a_kill_left_behind_is_cleared_or_restored(pair: tuple[Path, Path],
     _, adapter = pair
     merge(adapter, tmp_path / "merged")
     (tmp_path / "merged.partial").mkdir()
-    (tmp_path / "merged").rename(tmp_path / "merged.replaced")  # killed between the two renames
+    (tmp_path / "merged").rename(tmp_path / ".merged.old")  # killed between the two renames
     with pytest.raises(UserError, match="is there already"):
         merge(adapter, tmp_path / "merged")
     assert (tmp_path / "merged/config.json").is_file(), "the former model is back"
     merge(adapter, tmp_path / "merged", overwrite=True)
-    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
+    assert [path.name for path in tmp_path.glob("*merged*")] == ["merged"]
 
 
 def test_an_interruption_leaves_what_was_there(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -468,7 +469,7 @@ def test_an_interruption_leaves_what_was_there(pair: tuple[Path, Path], tmp_path
     merge(adapter, tmp_path / "merged")
     with pytest.raises(KeyboardInterrupt):
         merge(adapter, tmp_path / "merged", on_progress=interrupt, overwrite=True)
-    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
+    assert [path.name for path in tmp_path.glob("*merged*")] == ["merged"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
 
 
@@ -476,12 +477,11 @@ def test_a_rename_that_fails_brings_the_former_model_back(pair: tuple[Path, Path
     merge(pair[1], tmp_path / "merged")
     with pytest.raises(FileNotFoundError), streaming.whole_folder(tmp_path / "merged", 1, overwrite=True) as draft:
         draft.rmdir()
-    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
+    assert [path.name for path in tmp_path.glob("*merged*")] == ["merged"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
 
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
-    streaming.check_disk(tmp_path, 1)
     with (
         pytest.raises(UserError, match=r"GB free.*needs 1000000000\.0 GB"),
         streaming.whole_folder(tmp_path / "merged", 10**18, overwrite=False),
@@ -560,7 +560,7 @@ print(report.bytes_written, peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """A file of 300 MB with a tensor of 200 MB costs a few pieces of 16 MB where nothing is added to its tensors."""
+    """A file of 300 MB with a tensor of 200 MB costs a few pieces of 32 MB where nothing is added to its tensors."""
     base, adapter = pair
     weights = load_file(base / "model.safetensors")
     weights |= {f"extra.{n}": torch.zeros(1024, 10_000, dtype=torch.bfloat16) for n in range(5)}

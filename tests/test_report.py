@@ -13,7 +13,7 @@ from llm_grpo import runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.files import write_json
 from llm_grpo.report import rollouts
-from llm_grpo.report.page import as_script, write_report
+from llm_grpo.report.page import as_script, templates, write_report
 from llm_grpo.report.svg import Line, chart
 from llm_grpo.runs import Run
 
@@ -153,7 +153,8 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_charts(values: list[tuple[float, float]], reason: str) -> None:
-    drawn = str(chart("Loss", [Line("a<b", values)]))
+    placed = chart("Loss", [Line("a<b", values)])
+    drawn = str(templates().get_template("figures.html").module.chart(placed)) if placed else ""
     shown = bool([value for _, value in values if value == value])
     assert bool(drawn) == shown, reason
     if shown:

@@ -18,6 +18,7 @@ from llm_grpo.config.dotted import leaves
 from llm_grpo.config.loading import check
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.files import sha256, write_json
 from llm_grpo.records import Split
 
 MANIFEST = "manifest.json"
@@ -59,18 +60,11 @@ class Checkpoint:
 def seal(folder: Path, step: int, planned: int, facts: Mapping[str, Any]) -> None:
     """Write the manifest of a folder that is complete."""
     files = {str(path.relative_to(folder)): _described(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {"step": step, "planned": planned, "files": files, **facts}
-    draft = folder / f".{MANIFEST}"
-    draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    draft.replace(folder / MANIFEST)
+    write_json(folder / MANIFEST, {"step": step, "planned": planned, "files": files, **facts})
 
 
 def _described(path: Path) -> dict[str, Any]:
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return {"bytes": path.stat().st_size, "sha256": hashed.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def by_step(folder: Path) -> list[Path]:

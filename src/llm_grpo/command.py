@@ -27,6 +27,7 @@ def run(main: Callable[[], int]) -> None:
     # torch's allocator on a CPU asks for huge pages: what grows and is thrown away (keys and values, logits) costs a
     # page fault for 2 MiB and not for 4 KiB. docs/rollouts.md has the numbers.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    quiet_libraries()
     try:
         load_env_file()
         sys.exit(main())
@@ -66,9 +67,9 @@ def add_overrides(to: argparse.ArgumentParser) -> None:
 
 
 def console() -> Console:
-    """The terminal; where the output is a file or a pipe, wide enough that tables are not folded."""
-    found = Console()
-    return found if found.is_terminal else Console(width=120)
+    """The terminal, where what is printed is text and no markup; a file or a pipe is wide enough for every table."""
+    how = {"highlight": False, "markup": False}
+    return Console(**how) if Console().is_terminal else Console(**how, width=120)
 
 
 def add_which_model(parser: argparse.ArgumentParser) -> None:
@@ -154,12 +155,7 @@ def check_output(path: Path) -> None:
 
 def python() -> str:
     """How the user starts the Python that runs this: `python` where that is the one on the path."""
-    found = shutil.which("python")
-    if (
-        found
-        and Path(found).resolve() == Path(sys.executable).resolve()
-        and Path(found).parent == Path(sys.executable).parent
-    ):
+    here, found = Path(sys.executable), shutil.which("python")
+    if found and Path(found).parent == here.parent:
         return "python"
-    here = Path(sys.executable)
     return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)

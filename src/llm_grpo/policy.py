@@ -75,6 +75,12 @@ def load_policy(config: Config) -> Policy:
 
 
 def _loaded(config: Config, engine: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, Any]:
+    fast, whole = {}, {}
+    if engine == "unsloth":
+        memory = config.model.gpu_memory_utilization
+        fast = {"fast_inference": True, "max_lora_rank": config.lora.r, "gpu_memory_utilization": memory}
+    if config.lora is None:  # in float32 on every device: in bfloat16 a step of 1e-6 rounds away
+        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True} if has_gpu() else {})
     try:
         return unsloth.FastLanguageModel.from_pretrained(
             model_name=config.model.name,
@@ -87,8 +93,8 @@ def _loaded(config: Config, engine: str, dtype: torch.dtype, four_bit: bool) -> 
             load_in_4bit=four_bit,
             trust_remote_code=config.model.trust_remote_code,
             use_gradient_checkpointing=_checkpointing(config),
-            **_inference_options(config, engine),
-            **_whole_options(config),
+            **fast,
+            **whole,
         )
     except NotImplementedError as error:
         raise UserError(f"Unsloth cannot load {config.model.name} with these settings: {error}") from error
@@ -153,13 +159,6 @@ def _with_positions(
     return args, words
 
 
-def _whole_options(config: Config) -> dict[str, Any]:
-    """What trains all weights. In float32 on every device: in bfloat16 a step of 1e-6 rounds away."""
-    if config.lora:
-        return {}
-    return {"full_finetuning": True} | ({"float32_mixed_precision": True} if has_gpu() else {})
-
-
 def save_weights(policy: Policy, folder: Path) -> None:
     """What was learned and the tokenizer, under a temporary name until it is whole."""
     draft = folder.with_name(f".{folder.name}.draft")
@@ -205,16 +204,6 @@ def load_weights(policy: Policy, folder: Path) -> None:
 
 def _checkpointing(config: Config) -> str | bool:
     return "unsloth" if config.grpo["gradient_checkpointing"] and has_gpu() else False
-
-
-def _inference_options(config: Config, engine: str) -> dict[str, Any]:
-    if engine != "unsloth":
-        return {}
-    return {
-        "fast_inference": True,
-        "max_lora_rank": config.lora.r,
-        "gpu_memory_utilization": config.model.gpu_memory_utilization,
-    }
 
 
 def _check_quantisation(model: Any, wanted: bool) -> None:

@@ -13,7 +13,8 @@ from llm_grpo.evaluation.comparison import bootstrap_interval, majority_is_right
 from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of, weighted_sum
 from llm_grpo.rollouts import Engine, Sampling
 
-SHARES = ("strict_accuracy", "lenient_accuracy", "format_rate")
+# The shares of an evaluation, each with what of a judgement it counts.
+SHARES = {"strict_accuracy": "strict", "lenient_accuracy": "lenient", "format_rate": "formatted"}
 
 
 def evaluate(
@@ -87,13 +88,9 @@ def score(
 def report_on(scored: Sequence[Scored], rewards: Sequence[Reward], task: Task | None = None) -> dict[str, Any]:
     """Shares with their 95 % intervals, mean rewards and lengths, what the task counts besides, and every item."""
     n = len(scored)
-    counts = {
-        "strict_accuracy": sum(s.judgement.strict for s in scored),
-        "lenient_accuracy": sum(s.judgement.lenient for s in scored),
-        "format_rate": sum(s.judgement.formatted for s in scored),
-    }
     report: dict[str, Any] = {"n": n}
-    for name, count in counts.items():
+    for name, counted in SHARES.items():
+        count = sum(getattr(s.judgement, counted) for s in scored)
         report[name] = count / n if n else 0.0
         report[f"{name}_ci95"] = [round(bound, 4) for bound in wilson_interval(count, n)]
     report["truncated_share"] = _mean([s.completion.truncated for s in scored])

@@ -7,31 +7,29 @@ part. The file is written anew each time, unless its first comment was removed: 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llm_grpo.errors import UserError
-from llm_grpo.export import sections
 from llm_grpo.export.proof import read_proof
 from llm_grpo.export.source import shown
 from llm_grpo.files import read_jsonl, write_text
 from llm_grpo.problems import system_prompt, worked_examples
-from llm_grpo.report.tables import NAMES
+from llm_grpo.prompts import with_system
+from llm_grpo.report.tables import NAMES, interval, p_value
 from llm_grpo.runs import Run, is_whole_model, last_step
 
 FILE = "README.md"
 OURS = "<!-- Written by llm-grpo, and written anew at each push. Delete this line to keep your own changes. -->"
 OF_PEFT = "[More Information Needed]"  # stands in the empty card that PEFT writes beside an adapter
 DATASETS = {"gsm8k": "openai/gsm8k"}  # tasks whose data have a name on the Hub
-LIBRARIES = {"merged_16bit": "transformers", "lora": "peft", "gguf": "gguf"}
-WHOLE = "All weights were trained, without an adapter; these are they, rounded to 16 bit."
-WHAT = {
-    "merged_16bit": "The LoRA adapter is merged into its base; these are whole weights.",
-    "lora": "These are the weights of the LoRA adapter alone; it needs its base.",
-    "gguf": "The LoRA adapter is merged into its base; these are whole weights in llama.cpp's format.",
-}
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,6 @@ class Subject:
     @property
     def learned(self) -> str:
         return "trained model" if self.is_whole else "adapter"
-
-    @property
-    def what(self) -> str:
-        return WHOLE if self.is_whole and self.method == "merged_16bit" else WHAT[self.method]
 
     @property
     def name(self) -> str:
@@ -96,33 +90,49 @@ def checked(text: str) -> str:
 
 
 def card(subject: Subject) -> str:
-    """The whole text, metadata first."""
-    config = subject.run.config() if subject.run else None
-    measured = measurements(subject.run, subject.adapter) if subject.run else None
+    """The whole text, metadata first: card.md, filled in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    run, config = subject.run, subject.run.config() if subject.run else None
+    measured = measurements(run, subject.adapter) if run else None
     licence, said = licence_of(subject.base)
-    parts = [OURS, _head(subject)]
-    if measured:
-        parts.append(sections.results(measured.before, measured.after, measured.paired, subject.learned))
-    if subject.merged:
-        parts.append(sections.proof_section(read_proof(subject.merged), subject.proof_skipped, subject.learned))
-    if subject.method == "gguf":
-        parts.append("The conversion to GGUF was not measured.")
-    name, base = subject.repo or subject.folder.name, shown(subject.base)
-    system, max_tokens = (system_prompt(config), config.grpo["max_completion_length"]) if config else ("", 512)
-    rank = config.lora.r if config and config.lora else 64
-    shots = worked_examples(config) if config else ()
-    parts.append(sections.use(name, subject.method, base, system, max_tokens, rank, shots))
-    if config:
-        parts.append(sections.prompt(config.prompt))
-        parts.append(sections.rewards(config, measured.after if measured else None))
-        parts.append(sections.training(_read(subject.run.environment), list(read_jsonl(subject.run.metrics))))
-    if measured:
-        parts.append(sections.samples(measured.after["items"]))
-    if config:
-        parts.append(sections.config_section(config))
-    parts.append(f"## Licence\n\n{said}")
-    metadata = _metadata(subject, licence, measured).to_yaml()
-    return f"---\n{metadata}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+    task = config.task.name if config else None
+    system, shots = (system_prompt(config), worked_examples(config)) if config else ("", ())
+    source = FileSystemLoader(Path(__file__).parent)
+    template = Environment(
+        loader=source, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template.filters |= {
+        "fence": fence,
+        "json": json.dumps,
+        "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
+        "repr": repr,
+    }
+    return template.get_template("card.md").render(
+        ours=OURS,
+        subject=subject,
+        name=subject.repo or subject.folder.name,
+        base_is_local=Path(subject.base).is_dir(),
+        config=config,
+        public=_public(config.as_dict()) if config else None,
+        measured=measured,
+        proof=read_proof(subject.merged) if subject.merged else None,
+        environment=_read(run.environment) if run else None,
+        steps=list(read_jsonl(run.metrics)) if run else None,
+        system=system,
+        shots=shots,
+        opening=[repr(message) for message in with_system([], system, shots)],
+        max_tokens=config.grpo["max_completion_length"] if config else 512,
+        licence=said,
+        licence_fields=licence,
+        task=task,
+        dataset=DATASETS.get(task, task),
+        names=NAMES,
+        interval=interval,
+        p_value=p_value,
+        shown=shown,
+        quote=shlex.quote,
+    )
 
 
 def measurements(run: Run, adapter: Path) -> Measured | None:
@@ -151,52 +161,6 @@ def licence_of(base: str) -> tuple[dict[str, str], str]:
     return found, f"`{found.get('license_name', found['license'])}`, as the base `{shown(base)}` says of itself."
 
 
-def _metadata(subject: Subject, licence: Mapping[str, str], measured: Measured | None) -> Any:
-    from huggingface_hub import ModelCardData
-
-    task = subject.run.config().task.name if subject.run else None
-    versions = _read(subject.run.environment).get("versions", {}) if subject.run else {}
-    used = [name for name in ("trl", "unsloth") if versions.get(name)]
-    on_hub = not Path(subject.base).is_dir()
-    return ModelCardData(
-        base_model=subject.base if on_hub else None,
-        base_model_relation=("adapter" if subject.method == "lora" else "finetune") if on_hub else None,
-        datasets=[DATASETS[task]] if task in DATASETS else None,
-        library_name=LIBRARIES[subject.method],
-        pipeline_tag="text-generation",
-        tags=[*([] if subject.is_whole else ["lora"]), "llm-grpo", *(["grpo"] if subject.run else []), *used],
-        model_name=subject.name,
-        eval_results=_eval_results(task, measured.after) if task and measured else None,
-        **licence,
-    )
-
-
-def _eval_results(task: str, after: Mapping[str, Any]) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=DATASETS.get(task, task),
-            dataset_name=task,
-            dataset_split="test",
-            metric_type="accuracy",
-            metric_name=f"{NAMES[name]}, {after['n']} problems",
-            metric_value=round(after[name], 4),
-        )
-        for name in ("strict_accuracy", "lenient_accuracy")
-    ]
-
-
-def _head(subject: Subject) -> str:
-    base = shown(subject.base)
-    named = f"`{base}`" if Path(subject.base).is_dir() else f"[{base}](https://huggingface.co/{base})"
-    if subject.run is None:
-        return f"# {subject.name}\n\nA LoRA adapter of {named}. {subject.what}"
-    trained = f"fine-tuned with GRPO on the task `{subject.run.config().task.name}` by llm-grpo"
-    return f"# {subject.name}\n\n{named}, {trained}. {subject.what}"
-
-
 def _read(file: Path) -> dict[str, Any]:
     """A JSON file of a run; empty where there is none yet. Raises UserError where it is broken."""
     try:
@@ -205,3 +169,18 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is broken ({error}); the card cannot be made from it.") from error
+
+
+def _public(node: Any) -> Any:
+    """The same without the folders of the machine that trained."""
+    if isinstance(node, Mapping):
+        return {key: _public(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_public(value) for value in node]
+    return shown(node) if isinstance(node, str) and "\n" not in node else node
+
+
+def fence(text: str, language: str = "text") -> str:
+    """A code block that the text cannot end: its fence is longer than any row of backticks inside."""
+    marks = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{marks}{language}\n{text.strip()}\n{marks}"

@@ -7,16 +7,21 @@ whole vocabulary: 1 MB per 1000 positions, where the logits of a vocabulary of 1
 from __future__ import annotations
 
 import gc
+import importlib.util
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu
+from llm_grpo.errors import first_line
+from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
 
 TOP = 128  # tokens kept of a distribution; the rest counts as one more token
-LOGITS_AT_A_TIME = 2**25  # 128 MB in float32
 
 
 @dataclass(frozen=True)
@@ -67,34 +72,15 @@ def gaps(readings: Sequence[Reading], model: Any, pairs: Sequence[Answered]) -> 
 
 
 def distributions(model: Any, pairs: Sequence[Answered]) -> Iterator[torch.Tensor]:
-    """For each pair the log-probabilities (n, vocabulary) of its n answer tokens, in float32, on the model's device."""
-    vocabulary = model.config.get_text_config().vocab_size
-    start = 0
-    while start < len(pairs):
-        end = _batch_end(pairs, start, vocabulary)
-        batch = pairs[start:end]
-        rows = [pair.prompt + pair.answer for pair in batch]
-        longest = max(map(len, rows))
-        # Filled up on the right: a causal model does not look there, and positions stay those of generation.
-        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+    """For each pair the log-probabilities (n, vocabulary) of its n answer tokens, in float32, on the model's device.
+
+    One after the other: the logits of one answer over a large vocabulary are 100 MB and more, and nothing is padded.
+    """
+    for pair in pairs:
+        tokens = torch.tensor([pair.prompt + pair.answer], device=model.device)
         with torch.no_grad():
-            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        for pair, of_row in zip(batch, logits, strict=True):
-            first = len(pair.prompt) - 1  # what stands here foretells the first token of the answer
-            yield of_row[first : first + len(pair.answer)].float().log_softmax(-1)
-        start = end
-
-
-def _batch_end(pairs: Sequence[Answered], start: int, vocabulary: int) -> int:
-    """As many pairs as fit into LOGITS_AT_A_TIME, and at least one."""
-    longest, end = 0, start
-    while end < len(pairs):
-        longest = max(longest, len(pairs[end].prompt) + len(pairs[end].answer))
-        if end > start and (end - start + 1) * longest * vocabulary > LOGITS_AT_A_TIME:
-            break
-        end += 1
-    return end
+            logits = model(input_ids=tokens, use_cache=False).logits[0]
+        yield logits[len(pair.prompt) - 1 : -1].float().log_softmax(-1)  # what stands at t foretells t + 1
 
 
 def _of_answer(logprobs: torch.Tensor, answered: Answered) -> torch.Tensor:
@@ -111,8 +97,36 @@ def _kl(p: torch.Tensor, q: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return total.clamp(min=0)  # float32 leaves a few 1e-8 below it
 
 
-def free() -> None:
-    """Give back what the last model took, before the next one is loaded."""
-    gc.collect()
-    if has_gpu():
-        torch.cuda.empty_cache()
+@contextmanager
+def opened(config: Config, model: str, adapter: Path | None = None, **options: Any) -> Iterator[TransformersEngine]:
+    """A model with the prompts of a run, for as long as the block lasts: it is out of memory before the next one."""
+    model_options = {"trust_remote_code": config.model.trust_remote_code, "batch_size": config.evaluation.batch_size}
+    engine = load_engine(model, adapter, config.prompt, **model_options, **options)
+    try:
+        yield engine
+    finally:
+        del engine.model  # whoever still has the engine
+        gc.collect()
+        if has_gpu():
+            torch.cuda.empty_cache()
+
+
+def gap_to_four_bit(
+    config: Config, adapter: Path, readings: Sequence[Reading], pairs: Sequence[Answered]
+) -> dict[str, Any]:
+    """How far the adapter on the 4-bit base, where it learned, is from the adapter on the 16-bit base.
+
+    This gap is the price of training in 4-bit, not a fault of the merge; no threshold is laid on it. The base is
+    quantized here as QLoRA does it (NF4, double quantization) unless its files are quantized already; Unsloth's own
+    copies leave some layers in 16-bit.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return {"measured": False, "why": "bitsandbytes is not installed on this machine"}
+    how = {"revision": config.model.revision, "load_in_4bit": True}
+    try:
+        with opened(config, config.model.name, adapter, **how) as engine:
+            if not getattr(engine.model, "is_loaded_in_4bit", False):
+                return {"measured": False, "why": "transformers loaded the base in 16-bit on this machine"}
+            return {"measured": True, **gaps(readings, engine.model, pairs)}
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        return {"measured": False, "why": f"the 4-bit base cannot be run on this machine ({first_line(error)})"}

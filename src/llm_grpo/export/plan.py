@@ -60,10 +60,11 @@ def make_plan(base: Base, adapter: Adapter, convert: Callable[[str], str]) -> tu
                 "A resized vocabulary cannot be merged; if it was not resized, this is another base."
             )
         sources[target] = stored
+    conv1d = adapter.fan_in_fan_out or base.config.get("model_type") in CONV1D_MODELS
     deltas = {}
     for module, pair in adapter.pairs.items():
         target = _find(f"{module}.weight", sources)
-        deltas[target] = _delta(module, pair, sources[target], _is_conv1d(base, adapter))
+        deltas[target] = _delta(module, pair, sources[target], conv1d)
     plan: Plan = {file: [] for file in base.shards}
     for name, source in sources.items():
         plan[place[name]].append(Planned(name, source, dtypes[name], deltas.get(name)))
@@ -82,10 +83,6 @@ def _find(name: str, tensors: dict[str, Stored]) -> str:
     if not found:
         raise UserError(f"The adapter's '{name}' is not in the base.{did_you_mean(name, tensors)[:200]}")
     return found[0]
-
-
-def _is_conv1d(base: Base, adapter: Adapter) -> bool:
-    return adapter.fan_in_fan_out or base.config.get("model_type") in CONV1D_MODELS
 
 
 def _delta(module: str, pair: Pair, weight: Stored, conv1d: bool) -> Delta:

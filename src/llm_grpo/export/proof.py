@@ -6,11 +6,8 @@ proof.json lies beside the weights it speaks of, names them by their SHA-256, an
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,31 +15,18 @@ from typing import Any
 from llm_grpo.config.schema import Config, ThresholdsSection
 from llm_grpo.evaluation.comparison import compare
 from llm_grpo.evaluation.scoring import evaluate, without_items
-from llm_grpo.export.four_bit import gap_to_four_bit
-from llm_grpo.export.gaps import Answered, Reading, free, gaps, read
+from llm_grpo.export.gaps import Answered, gap_to_four_bit, gaps, opened, read
 from llm_grpo.export.source import shown
-from llm_grpo.files import read_json, write_json
+from llm_grpo.files import read_json, sha256, write_json
 from llm_grpo.problems import build_rewards, prepare
 from llm_grpo.prompts import render
 from llm_grpo.records import Problem
 from llm_grpo.rollouts import choose_four_bit
-from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
+from llm_grpo.rollouts.transformers import TransformersEngine
 from llm_grpo.tasks import build_task
 
 FILE = "proof.json"
 ROUNDING = 1e-4  # KL per token that 16-bit weights cost anyway; below it, its share of a small effect says nothing
-
-
-@dataclass(frozen=True)
-class _First:
-    """What the adapter said, kept while the other models are asked the same."""
-
-    problems: Sequence[Problem]
-    report: dict[str, Any]
-    pairs: list[Answered]
-    readings: list[Reading]
-    effect: dict[str, Any]
-    computed_in: str
 
 
 def prove(
@@ -56,86 +40,52 @@ def prove(
 ) -> dict[str, Any]:
     """Compare adapter and merged model on the first `limit` test problems of the run's task; write merged/proof.json.
 
+    adapter: what the run learned; a whole model stands for itself, and the base is what it was trained from.
     Log-probabilities and KL are taken over the adapter's greedy answers, token by token; accuracy over each model's own
     greedy answers. "adapter_effect" is the distance of the base from the adapter: a merge has to be much nearer than
     that. Raises UserError where the data or a model cannot be had; a failed comparison is a result, not an error.
     """
+    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
     on_step("what was trained answers")
-    first = _ask_adapter(config, adapter, base, limit, revision)
-    four_bit = None
+    with opened(config, base, adapter, revision=revision) as engine:
+        problems = prepare(task, "test", config, engine.tokenizer, limit).problems
+        of_adapter = evaluate(engine, task, problems, rewards, config.answer_tokens())
+        pairs = _answered(engine, problems, of_adapter["items"])
+        readings = read(engine.model, pairs)
+        computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
+    with opened(config, base, revision=revision) as engine:  # by itself: what was learned need not be an adapter on it
+        effect = gaps(readings, engine.model, pairs)
+    four_bit = {}
     if choose_four_bit(config.model.load_in_4bit)[0]:
         on_step("the adapter on the 4-bit base")
-        four_bit = gap_to_four_bit(config, adapter, first.readings, first.pairs)
+        four_bit = {"four_bit": gap_to_four_bit(config, adapter, readings, pairs)}
     on_step("the merged model answers")
-    of_merged, gap, same_prompts = _ask_merged(config, merged, first)
-    of_adapter, effect = first.report, first.effect
-
-    texts = [[item["completion"] for item in report["items"]] for report in (of_adapter, of_merged)]
-    gap["text_agreement"] = sum(a == b for a, b in zip(*texts, strict=True)) / len(first.problems)
+    with opened(config, str(merged)) as engine:
+        same_prompts = [pair.prompt for pair in pairs] == [_prompt_ids(engine, problem) for problem in problems]
+        of_merged = evaluate(engine, task, problems, rewards, config.answer_tokens())
+        gap: dict[str, Any] = gaps(readings, engine.model, pairs)
+    texts = zip(*([item["completion"] for item in report["items"]] for report in (of_adapter, of_merged)), strict=True)
+    gap["text_agreement"] = sum(a == b for a, b in texts) / len(problems)
     gap["share_of_effect"] = gap["kl"] / effect["kl"] if effect["kl"] else None
+    settings = read_json(merged / "config.json")
     paired = compare(of_adapter, of_merged)
     proof: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "task": config.task.name,
         "split": "test",
-        "prompts": len(first.problems),
+        "prompts": len(problems),
         "limit": limit,
         "base": shown(base),
-        "weights_dtype": _dtype_of(merged),
-        "computed_in": first.computed_in,
+        "weights_dtype": settings.get("dtype") or settings.get("torch_dtype"),
+        "computed_in": computed_in,
         "same_prompts": same_prompts,
         "merged": gap,
         "adapter_effect": effect,
-        **({"four_bit": four_bit} if four_bit else {}),
+        **four_bit,
         "accuracy": {"adapter": without_items(of_adapter), "merged": without_items(of_merged), "paired": paired},
         "weights": fingerprint(merged),
     }
     return judged(_finite(proof), config.merge.thresholds, merged)
-
-
-def _ask_adapter(config: Config, adapter: Path, base: str, limit: int, revision: str | None) -> _First:
-    """The adapter on its 16-bit base: its answers, what it said at each of their tokens, and the base at the same.
-
-    adapter: what the run learned; a whole model stands for itself, and the base is what it was trained from.
-    """
-    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
-    engine = load_engine(base, adapter, config.prompt, revision=revision, **_options(config))
-    problems = prepare(task, "test", config, engine.tokenizer, limit).problems
-    report = evaluate(engine, task, problems, rewards, config.answer_tokens())
-    pairs = _answered(engine, problems, report["items"])
-    readings = read(engine.model, pairs)
-    computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
-    del engine
-    free()
-    effect = _gaps_of_base(config, base, revision, readings, pairs)
-    return _First(problems, report, pairs, readings, effect, computed_in)
-
-
-def _gaps_of_base(
-    config: Config, base: str, revision: str | None, readings: list[Reading], pairs: list[Answered]
-) -> dict[str, Any]:
-    """How far the base is from what was learned. Opened by itself: what was learned need not be an adapter on it."""
-    engine = load_engine(base, None, config.prompt, revision=revision, **_options(config))
-    effect: dict[str, Any] = gaps(readings, engine.model, pairs)
-    del engine
-    free()
-    return effect
-
-
-def _ask_merged(config: Config, merged: Path, first: _First) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """(its evaluation, its gaps from the adapter, whether its own tokenizer makes the same of the prompts)."""
-    rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
-    engine = load_engine(str(merged), None, config.prompt, **_options(config))
-    same_prompts = [pair.prompt for pair in first.pairs] == [_prompt_ids(engine, p) for p in first.problems]
-    report = evaluate(engine, task, first.problems, rewards, config.answer_tokens())
-    gap: dict[str, Any] = gaps(first.readings, engine.model, first.pairs)
-    del engine
-    free()
-    return report, gap, same_prompts
-
-
-def _options(config: Config) -> dict[str, Any]:
-    return {"trust_remote_code": config.model.trust_remote_code, "batch_size": config.evaluation.batch_size}
 
 
 def judged(proof: Mapping[str, Any], thresholds: ThresholdsSection, merged: Path) -> dict[str, Any]:
@@ -205,14 +155,7 @@ def read_proof(merged: Path) -> dict[str, Any] | None:
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """SHA-256 of every weight file, by name."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(2**22):
-                digest.update(piece)
-        found[path.name] = digest.hexdigest()
-    return found
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _answered(
@@ -232,11 +175,6 @@ def _answered(
 
 def _prompt_ids(engine: TransformersEngine, problem: Problem) -> list[int]:
     return engine.tokenizer(render(problem.messages, engine.tokenizer), add_special_tokens=False)["input_ids"]
-
-
-def _dtype_of(merged: Path) -> str | None:
-    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    return config.get("dtype") or config.get("torch_dtype")
 
 
 def _finite(node: Any) -> Any:

@@ -30,19 +30,35 @@ def check_rights(repo: str, private: bool, say: Callable[[str], None] = lambda _
 
     private: the wish for a private repository, which one that exists and is public cannot meet.
     """
-    token = _token()
-    who = _ask(lambda api: api.whoami(), token, f"--push {repo}", say)
-    _check_token(who, repo)
-    info = _ask(lambda api: _repository(api, repo), token, f"--push {repo}", say)
-    if info is None:
-        _check_namespace(who, repo)
-        return
-    if private and not info.private:
-        raise UserError(
-            f"--push {repo} --private: the repository is there and is public. Make it private in its settings first, "
-            "choose another name, or leave --private out."
-        )
-    _ask(lambda api: _may_write(api, repo), token, f"--push {repo}", say)
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    if repo.count("/") != 1:
+        raise UserError(f"--push {repo}: write it as USER/NAME.")
+
+    def look(api: Any) -> None:
+        validate_repo_id(repo)
+        who = api.whoami()
+        _check_token(who, repo)
+        try:
+            info = api.repo_info(repo)
+        except RepositoryNotFoundError:  # there is none, or none that may be seen
+            return _check_namespace(who, repo)
+        if private and not info.private:
+            raise UserError(
+                f"--push {repo} --private: the repository is there and is public. Make it private in its settings "
+                "first, choose another name, or leave --private out."
+            )
+        try:
+            return api.auth_check(repo, write=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (401, 403):
+                raise
+            raise UserError(
+                f"--push {repo}: it is there, and the token in {TOKEN_VARIABLE} may not write to it."
+            ) from None
+
+    _ask(look, _token(), f"--push {repo}", say)
 
 
 def upload(
@@ -166,28 +182,3 @@ def _check_namespace(who: dict[str, Any], repo: str) -> None:
         f"--push {repo}: there is no such repository, and '{namespace}' is no place where this token may make one. "
         f"It may under: {', '.join(map(str, places))}."
     )
-
-
-def _repository(api: Any, repo: str) -> Any | None:
-    """What the Hub knows of the repository; None where there is none (or none that may be seen)."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
-
-    validate_repo_id(repo)
-    if repo.count("/") != 1:
-        raise UserError(f"--push {repo}: write it as USER/NAME.")
-    try:
-        return api.repo_info(repo)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _may_write(api: Any, repo: str) -> None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api.auth_check(repo, write=True)
-    except HfHubHTTPError as error:
-        if error.response.status_code not in (401, 403):
-            raise
-        raise UserError(f"--push {repo}: it is there, and the token in {TOKEN_VARIABLE} may not write to it.") from None

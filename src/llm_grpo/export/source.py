@@ -33,17 +33,13 @@ class Base:
     shards: dict[str, tuple[dict[str, Stored], dict[str, str]]]
 
 
-def sixteen_bit_name(name: str) -> str:
-    """`unsloth/Qwen2.5-3B-Instruct-bnb-4bit` -> `unsloth/Qwen2.5-3B-Instruct`; other names as they are."""
-    for suffix in FOUR_BIT_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
 def original(name: str) -> str:
-    """What `open_base` opens for that name: a folder as it is, a Hub name of a 4-bit copy as its 16-bit original."""
-    return name if Path(name).is_dir() else sixteen_bit_name(name)
+    """What `open_base` opens for that name: a folder as it is, a Hub name of a 4-bit copy as its 16-bit original.
+
+    `unsloth/Qwen2.5-3B-Instruct-bnb-4bit` -> `unsloth/Qwen2.5-3B-Instruct`
+    """
+    suffix = "" if Path(name).is_dir() else next((s for s in FOUR_BIT_SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def shown(name: str) -> str:

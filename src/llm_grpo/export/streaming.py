@@ -7,20 +7,19 @@ when it is killed. Here the files are written beside the place they are meant fo
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm_grpo.errors import UserError
 from llm_grpo.export.adapter import read_adapter
-from llm_grpo.export.plan import Plan, choose_dtype, make_plan
+from llm_grpo.export.plan import choose_dtype, make_plan
 from llm_grpo.export.source import INDEX, OTHER_FILES, TOKENIZER_FILES, Base, open_base
 from llm_grpo.export.tensors import write_file
+from llm_grpo.files import restore, swap_in, write_json
 
 SPARE_BYTES = 2**26  # for tokenizer and configs
 
@@ -65,7 +64,8 @@ def merge(
     chosen, reason, convert = choose_dtype(opened, dtype)
     plan, untied = make_plan(opened, adapter, convert)
     _refuse_to_destroy(Path(output_dir), opened.folder, adapter.folder)
-    total = sum(tensor.size for tensors in plan.values() for tensor in tensors)
+    planned = [tensor for tensors in plan.values() for tensor in tensors]
+    total = sum(tensor.size for tensor in planned)
     with whole_folder(Path(output_dir), total + SPARE_BYTES, overwrite) as draft:
         done = 0
         for file, tensors in plan.items():
@@ -73,9 +73,10 @@ def merge(
                 done += piece
                 if on_progress:
                     on_progress(done, total)
-        _write_index(draft, plan, total)
+        if len(plan) > 1:
+            where = {tensor.name: file for file, tensors in plan.items() for tensor in tensors}
+            write_json(draft / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
         _write_rest(draft, opened, adapter.folder, chosen, untied)
-    planned = [tensor for tensors in plan.values() for tensor in tensors]
     replacing = not adapter.is_whole  # a whole model lies in that folder and is not changed by anything
     changed = sum(t.delta is not None or (replacing and t.source.file.parent == adapter.folder) for t in planned)
     seconds = time.monotonic() - started
@@ -86,33 +87,29 @@ def merge(
 def whole_folder(target: Path, size: int, overwrite: bool) -> Iterator[Path]:
     """A draft folder that takes the target's place when the block ends well, and is removed when it does not.
 
-    A kill at any moment leaves at `target` what was there before, or the whole new folder; what it leaves beside it
-    (NAME.partial, NAME.replaced) is removed by the next run.
+    A kill at any moment leaves at `target` what was there before, or the whole new folder; what it leaves beside it is
+    removed, or put back, by the next run.
     """
-    draft, old = (target.with_name(target.name + ending) for ending in (".partial", ".replaced"))
-    if old.exists() and not target.exists():
-        old.rename(target)  # a kill between the two renames below: the former model comes back
+    restore(target)
     if target.exists() and not overwrite:
         raise UserError(f"{target} is there already. Give --overwrite to replace it, or another --output.")
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    draft = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(target.parent, size)
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise UserError(f"{target.parent} has {free / 1e9:.1f} GB free, the merged model needs {size / 1e9:.1f} GB.")
     draft.mkdir()
     try:
         yield draft
-        if target.exists():
-            target.rename(old)
-        draft.rename(target)
+        swap_in(draft, target)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"The disk at {target.parent} is full; nothing was left behind.") from error
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
+        restore(target)
         shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse_to_destroy(target: Path, *sources: Path) -> None:
@@ -124,20 +121,6 @@ def _refuse_to_destroy(target: Path, *sources: Path) -> None:
         raise UserError(f"{target} is there and is no model of ours. Choose another --output.")
 
 
-def check_disk(folder: Path, size: int) -> None:
-    """Raise UserError where fewer than `size` bytes are free."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, and the merged model needs {size / 1e9:.1f} GB.")
-
-
-def _write_index(folder: Path, plan: Plan, total: int) -> None:
-    if len(plan) == 1:
-        return
-    where = {tensor.name: file for file, tensors in plan.items() for tensor in tensors}
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-
-
 def _write_rest(folder: Path, base: Base, adapter: Path, dtype: str, untied: bool) -> None:
     """The tokenizer as training saved it (with its chat template), else the base's; the base's other small files."""
     _copy(OTHER_FILES, base.folder, folder)
@@ -146,14 +129,10 @@ def _write_rest(folder: Path, base: Base, adapter: Path, dtype: str, untied: boo
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     if untied:
         config["tie_word_embeddings"] = False
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def _copy(patterns: Sequence[str], source: Path, target: Path) -> None:
     for file in sorted({file for pattern in patterns for file in source.glob(pattern)}):
         copy = shutil.copytree if file.is_dir() else shutil.copyfile
         copy(file, target / file.name)
-
-
-def _write_json(file: Path, data: dict[str, Any]) -> None:
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

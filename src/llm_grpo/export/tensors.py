@@ -1,7 +1,7 @@
 """Safetensors files read and written in pieces: the memory in use never depends on the size of a file.
 
-The `safetensors` package maps or builds whole files; merging needs neither. The format (8 bytes of length, a JSON
-header, the raw tensors) is described at https://huggingface.co/docs/safetensors.
+The `safetensors` package reads slices and writes whole files only; so the writing is ours. The format (8 bytes of
+length, a JSON header, the raw tensors) is described at https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
@@ -11,35 +11,32 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from llm_grpo.errors import UserError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CHUNK_ELEMENTS = 2**24  # 64 MB in float32: what is held of a tensor at a time
-CHUNK_BYTES = 2**24
-LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor where it lies: `size` bytes from byte `start` of `file`, row by row; `dtype` as the format calls it."""
+    """A tensor where it lies: `size` bytes under `name` in `file`; `dtype` as the format calls it."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
     size: int
 
     def rows(self, first: int, last: int) -> torch.Tensor:
-        """Rows first to last (without last) of the first axis; only for FLOATS."""
-        row_bytes = self.size // max(1, self.shape[0])
-        with self.file.open("rb") as file:
-            file.seek(self.start + first * row_bytes)
-            data = bytearray(file.read((last - first) * row_bytes))
-        return torch.frombuffer(data, dtype=FLOATS[self.dtype]).reshape(last - first, *self.shape[1:])
+        """Rows first to last (without last) of the first axis; a single number is a row. The file is mapped no longer
+        than they are held."""
+        with safe_open(self.file, "pt") as file:
+            return (file.get_slice(self.name) if self.shape else file.get_tensor(self.name)[None])[first:last]
 
     def load(self) -> torch.Tensor:
         """The whole tensor in float32. For small ones: an adapter's."""
@@ -91,23 +88,16 @@ class Planned:
 
 def read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """Every tensor of a file by its name, and the file's metadata. Raises UserError where the file is not whole."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if length <= LONGEST_HEADER else b""
     try:
-        header: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file} is not a safetensors file, or was cut off. Fetch it again.") from error
-    metadata = header.pop("__metadata__", {})
-    tensors = {name: _stored(file, 8 + length, entry) for name, entry in header.items()}
-    if max((t.start + t.size for t in tensors.values()), default=0) > file.stat().st_size:
-        raise UserError(f"{file} was cut off: it is shorter than its header says. Fetch it again.")
-    return tensors, metadata
+        with safe_open(file, "pt") as opened:
+            return {name: _stored(file, opened, name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{file} is not a safetensors file, or was cut off ({error}). Fetch it again.") from error
 
 
-def _stored(file: Path, data: int, entry: Mapping[str, Any]) -> Stored:
-    first, last = entry["data_offsets"]
-    return Stored(file, entry["dtype"], tuple(entry["shape"]), data + first, last - first)
+def _stored(file: Path, opened: Any, name: str) -> Stored:
+    tensor = opened.get_tensor(name)  # mapped, not read
+    return Stored(file, name, opened.get_slice(name).get_dtype(), tuple(tensor.shape), tensor.nbytes)
 
 
 def write_file(file: Path, tensors: Sequence[Planned], metadata: Mapping[str, str]) -> Iterator[int]:
@@ -117,7 +107,8 @@ def write_file(file: Path, tensors: Sequence[Planned], metadata: Mapping[str, st
     with file.open("wb") as out:
         out.write(_header(ordered, metadata))
         for tensor in ordered:
-            for piece in _copied(tensor) if tensor.copied else _computed(tensor):
+            for rows in _pieces(tensor):
+                piece = rows.contiguous().view(torch.uint8).reshape(-1).numpy()
                 out.write(piece)
                 yield len(piece)
 
@@ -133,39 +124,24 @@ def _header(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _copied(tensor: Planned) -> Iterator[bytes]:
-    with tensor.source.file.open("rb") as file:
-        file.seek(tensor.source.start)
-        for done in range(0, tensor.size, CHUNK_BYTES):
-            yield _read_exactly(file, min(CHUNK_BYTES, tensor.size - done))
-
-
-def _read_exactly(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise UserError(f"{file.name} became shorter while it was read.")
-    return data
-
-
-def _computed(tensor: Planned) -> Iterator[memoryview]:
-    """The rows in float32 (float64 if the source is), with their delta, rounded once to the new type."""
-    source, dtype = tensor.source, FLOATS[tensor.dtype]
-    flat = source.shape if source.shape else (1,)
-    source = Stored(source.file, source.dtype, flat, source.start, source.size)
-    wide = torch.promote_types(FLOATS[source.dtype], torch.float32)
+def _pieces(tensor: Planned) -> Iterator[torch.Tensor]:
+    """The rows as they are, or in float32 (float64 if the source is) with their delta, rounded once to the new type."""
+    shape = tensor.source.shape or (1,)
     halves = tensor.delta.loaded() if tensor.delta else ()
-    step = max(1, CHUNK_ELEMENTS // max(1, math.prod(flat[1:])))
-    for first in range(0, flat[0], step):
-        last = min(first + step, flat[0])
-        rows = source.rows(first, last).to(wide)
-        if tensor.delta:
-            rows += tensor.delta.rows(*halves, first, last)
-        yield _as_bytes(tensor.name, rows.to(dtype))
+    step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        last = min(first + step, shape[0])
+        rows = tensor.source.rows(first, last)
+        if not tensor.copied:
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            rows = rows + tensor.delta.rows(*halves, first, last) if tensor.delta else rows
+            rows = _finite(tensor.name, rows.to(FLOATS[tensor.dtype]))
+        yield rows
 
 
-def _as_bytes(name: str, rows: torch.Tensor) -> memoryview:
-    if not torch.isfinite(rows).all():
-        dtype = str(rows.dtype).removeprefix("torch.")
-        way_out = "Choose --dtype bfloat16." if dtype == "float16" else "The adapter or the base is broken."
-        raise UserError(f"The merged tensor '{name}' holds values that are no numbers in {dtype}. {way_out}")
-    return memoryview(rows.contiguous().view(torch.uint8).numpy()).cast("B")
+def _finite(name: str, rows: torch.Tensor) -> torch.Tensor:
+    if torch.isfinite(rows).all():
+        return rows
+    dtype = str(rows.dtype).removeprefix("torch.")
+    way_out = "Choose --dtype bfloat16." if dtype == "float16" else "The adapter or the base is broken."
+    raise UserError(f"The merged tensor '{name}' holds values that are no numbers in {dtype}. {way_out}")

@@ -16,12 +16,12 @@ QUESTION = "Mia has 6 boxes with 7 pens in each and gives 12 to Tom. How many pe
 
 def say_choices(console: Console, choices: Mapping[str, str]) -> None:
     for name, reason in choices.items():
-        console.print(f"  {name}: {reason}", style="dim", highlight=False, markup=False)
+        console.print(f"  {name}: {reason}", style="dim")
 
 
 def say_diagnoses(console: Console, diagnoses: Iterable[str]) -> None:
     for said in diagnoses:
-        console.print(said, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(said, style="bold yellow", soft_wrap=True)
 
 
 def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:
@@ -39,7 +39,7 @@ def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> 
             console.print(f"{prepared.split}: {len(news)} left out, {len(prepared.problems)} used", style="yellow")
             more = [f"... and {len(news) - shown} more"] if len(news) > shown else []
             for line in [*news[:shown], *more]:
-                console.print(f"  {line}", highlight=False, markup=False)
+                console.print(f"  {line}")
 
 
 def cannot_run(missing: Iterable[str]) -> Panel:

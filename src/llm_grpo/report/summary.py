@@ -51,4 +51,4 @@ def say_result(
     draw_confusion({"before": before, "after": after}, run.confusion)
     say_diagnoses(console, summary["diagnoses"])
     done = f"{summary['steps']} steps in {summary['train_seconds']:.0f} s of training"
-    console.print(f"{done}; evaluated after: {summary['evaluated']}", highlight=False)
+    console.print(f"{done}; evaluated after: {summary['evaluated']}")

@@ -21,6 +21,11 @@ def share(report: Mapping[str, Any], name: str) -> str:
     return f"{report[name]:6.1%}  [{low:.1%}, {high:.1%}]"
 
 
+def interval(report: Mapping[str, Any], name: str) -> str:
+    """`45.2% [40.9%, 49.6%]`, where nothing stands below it."""
+    return " ".join(share(report, name).split())
+
+
 def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
     """One evaluation: shares with 95 % intervals, mean rewards, lengths, sampled estimates where there are any."""
     table = Table(title=title, title_justify="left", show_header=False)
@@ -35,38 +40,44 @@ def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
     table.add_row("truncated", "-" if report["truncated_share"] is None else f"{report['truncated_share']:.1%}")
     for kind in ("strict", "lenient") if "sampled" in report else ():
         k, values = report["sampled"]["k"], report["sampled"][kind]
-        for name, label in (("avg_at_k", f"avg@{k}"), ("maj_at_k", f"maj@{k}")):
-            low, high = values[f"{name}_ci95"]
-            table.add_row(f"{kind}, {label}", f"{values[name]:6.1%}  [{low:.1%}, {high:.1%}]")
+        table.add_row(f"{kind}, avg@{k}", share(values, "avg_at_k"))
+        table.add_row(f"{kind}, maj@{k}", share(values, "maj_at_k"))
         for number, value in values["pass_at_k"].items():
-            low, high = values["pass_at_k_ci95"][number]
-            table.add_row(f"{kind}, pass@{number}", f"{value:6.1%}  [{low:.1%}, {high:.1%}]")
+            passed = {"pass": value, "pass_ci95": values["pass_at_k_ci95"][number]}
+            table.add_row(f"{kind}, pass@{number}", share(passed, "pass"))
     return table
+
+
+def comparison_rows(
+    before: Mapping[str, Any], after: Mapping[str, Any], paired: Mapping[str, Any]
+) -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
+    """(name, before, after, change) of the same problems: numbers with 95 % intervals; what changed item by item."""
+    numbers = []
+    for name in SHARES:
+        change = f"{(after[name] - before[name]) * 100:+.1f} points"
+        numbers.append((NAMES[name], share(before, name), share(after, name), change))
+    old, new = (
+        {"reward": report.get("reward"), **report.get("metrics", {}).get("numbers", {})} for report in (before, after)
+    )
+    for name in (name for name in new if None not in (old.get(name), new[name])):
+        change = f"{new[name] - old[name]:+.3f}"
+        numbers.append((name.replace("_", " "), f"{old[name]:.3f}", f"{new[name]:.3f}", change))
+    items = [
+        (f"{name}, item by item", f"gained {n['gained']}", f"lost {n['lost']}", f"McNemar p {p_value(n['p_value'])}")
+        for name, n in (("strict", paired), ("lenient", paired["lenient"]))
+    ]
+    newly, unreadable = f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}"
+    return numbers, [*items, ("of the gained", newly, unreadable, "")]
 
 
 def comparison_table(
     before: Mapping[str, Any], after: Mapping[str, Any], paired: Mapping[str, Any], title: str
 ) -> Table:
-    """The same problems before and after, with 95 % intervals, and what changed item by item."""
     table = Table("", "before", "after", "change", title=title, title_justify="left")
-    for name in SHARES:
-        change = f"{(after[name] - before[name]) * 100:+.1f} points"
-        table.add_row(NAMES[name], share(before, name), share(after, name), change)
-    if before.get("reward") is not None and after.get("reward") is not None:
-        table.add_row(
-            "reward", f"{before['reward']:.3f}", f"{after['reward']:.3f}", f"{after['reward'] - before['reward']:+.3f}"
-        )
-    old, new = (report.get("metrics", {}).get("numbers", {}) for report in (before, after))
-    for name in (name for name in new if name in old):
-        change = f"{new[name] - old[name]:+.3f}"
-        table.add_row(name.replace("_", " "), f"{old[name]:.3f}", f"{new[name]:.3f}", change)
-    table.add_section()
-    for name, counts in (("strict", paired), ("lenient", paired["lenient"])):
-        chance = f"McNemar p {p_value(counts['p_value'])}"
-        table.add_row(f"{name}, item by item", f"gained {counts['gained']}", f"lost {counts['lost']}", chance)
-    table.add_row(
-        "of the gained", f"newly right {paired['newly_right']}", f"was right, unreadable {paired['was_unreadable']}", ""
-    )
+    for section in comparison_rows(before, after, paired):
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
     return table
 
 

