@@ -42,13 +42,11 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Chec
         load_weights(trainer.policy, checkpoint.folder)
         runs.forget_after(run, checkpoint.step)
         told = read_json(run.progress) or {}
-        early = {
-            name: told[name] for name in ("ended", "code") if told.get("ended") and told["steps"] == checkpoint.step
-        }
-        concluded = (read_json(run.summary) or {}).get("steps") == checkpoint.step  # then a resume means to go on
-        if checkpoint.finished(trainer.facts["config"]["grpo"]) or early and not concluded:
-            # only what follows the training is left to do
-            done = Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint), **early)
+        concluded = (read_json(run.summary) or {}).get("steps")  # a run that ended early goes on where it was summed up
+        early = told.get("ended") and concluded != told["steps"] == checkpoint.step
+        if early or checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left
+            end = (told["ended"], told["code"]) if early else ()
+            done = Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint), *end)
             return _written(trainer.policy, run, done)
 
     def keep() -> Trained:

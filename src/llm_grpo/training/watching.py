@@ -143,21 +143,14 @@ class Validation(TrainerCallback):
 
     def __init__(
         self,
+        config: Config,
         run: Run,
-        every: int,
         evaluate: Callable[[], dict[str, Any]],
         save: Callable[[Path], None],
         stop: GentleStop,
-        patience: int,
     ) -> None:
-        self.run, self.every, self.evaluate, self.save, self.stop, self.patience = (
-            run,
-            every,
-            evaluate,
-            save,
-            stop,
-            patience,
-        )
+        self.run, self.evaluate, self.save, self.stop = run, evaluate, save, stop
+        self.every, self.patience = config.evaluation.every_steps, config.evaluation.patience
         self.highest, self.in_vain = -1.0, 0  # strict accuracy, and the evaluations since then
         self.metrics: dict[str, list[float]] | None = None  # TRL's, set once there is a trainer
         self.postponed = False  # the validation of the step in hand waits for the resume
@@ -233,7 +226,7 @@ def watch(
     stop = GentleStop(console)
     return Watch(
         stop,
-        Validation(run, config.evaluation.every_steps, evaluate, save, stop, config.evaluation.patience),
+        Validation(config, run, evaluate, save, stop),
         ProgressBar(console),
         MetricsFile(run),
         SampleEvery(run, config.logging.sample_every, console),
