@@ -54,12 +54,13 @@ def _differs(values: Sequence[Hashable], group: int) -> float:
 
 def checked(prediction: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], group: int) -> dict[str, Any]:
     """The prediction against the first steps of a run, from its metrics; {} where there is nothing to compare."""
-    steps = [row["informative_share"] for row in rows if row["step"] <= FIRST_STEPS and "informative_share" in row]
-    if not prediction or not steps:
+    early = {row["step"]: row.get("informative_share") for row in rows if row["step"] <= FIRST_STEPS}
+    shares = [share for share in early.values() if share is not None]
+    if not prediction or not shares:
         return {}
-    predicted, seen = prediction["informative_share"][str(group)], sum(steps) / len(steps)
+    predicted, seen = prediction["informative_share"][str(group)], sum(shares) / len(shares)
     least = "" if prediction["samples"] >= group else "at least "
-    said = f"Predicted: {least}{100 * predicted:.0f} of 100 groups teach something; in the first {FIRST_STEPS} steps "
+    said = f"Predicted: {least}{100 * predicted:.0f} of 100 groups teach something; in the first {max(early)} steps "
     return {"predicted": predicted, "seen": seen, "said": f"{said}{100 * seen:.0f} did."}
 
 

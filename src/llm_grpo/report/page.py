@@ -56,6 +56,7 @@ def write_report(run: Run, other: Run | None = None, target: Path | None = None)
         differences=_differences(run, other) if other else None,
         charts=_charts([facts, *([_facts(other)] if other else [])]),
         phases=_phases(facts["rows"]),
+        time_line=_time_line(facts["rows"], facts["findings"]),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         rollouts=as_script(facts["groups"]),
@@ -94,7 +95,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "summary": summary,
         "paired": compare(before, after) if before and after else None,
         "changed": _changed(before, after) if before and after else [],
-        "diagnoses": summary["diagnoses"] if summary else diagnose(before, rows) if before else [],
+        "diagnoses": diagnose(after or before, rows) if before else [],
+        "findings": list(read_jsonl(run.findings)),
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
         "environment": list(leaves(read_json(run.environment) or {})),
         "troubles": list(islice(read_jsonl(run.reward_troubles), MOST_ITEMS)),
@@ -140,6 +142,13 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> Markup:
     rest = step - sum(value for name, value in means.items() if name != "validation")
     parts = [*means.items(), *([("the rest", rest)] if rest > 0.01 * step else [])]
     return bars("Seconds of a step", parts, "s")
+
+
+def _time_line(rows: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]) -> Markup:
+    """The run at the bottom, and above it each finding of the doctor, from its first step to the end."""
+    named = [("the run", 1), *((f"{n}: {found['name']}", found["since"]) for n, found in enumerate(findings, start=1))]
+    lines = [Line(name, [(since, n), (rows[-1]["step"], n)]) for n, (name, since) in enumerate(named)]
+    return chart("Findings, from their first step on", lines, (0, len(findings) + 1)) if findings else Markup("")
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
