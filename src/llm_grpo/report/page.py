@@ -97,6 +97,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "changed": _changed(before, after) if before and after else [],
         "diagnoses": diagnose(after or before, rows) if before else [],
         "findings": list(read_jsonl(run.findings)),
+        "ended": (summary or {}).get("ended"),
+        "prospects": [told["said"] for report in (before, summary) if (told := (report or {}).get("prospects"))],
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
         "environment": list(leaves(read_json(run.environment) or {})),
         "troubles": list(islice(read_jsonl(run.reward_troubles), MOST_ITEMS)),
