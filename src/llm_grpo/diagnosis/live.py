@@ -7,20 +7,21 @@ the same lines again (after a resume) finds the same. What each finding means fo
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from itertools import takewhile
+from math import inf, isfinite
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_grpo.diagnosis.drift import METRIC, Drift
 
 HALF, NO_SIGNAL = 0.5, 0.9  # shares of the groups that taught nothing
 CUT = 0.3  # of the completions ran into the token limit
-COLLAPSED = 0.2  # of the first entropy is left, while fewer than KNOWN are right
-KNOWN = 0.9  # right: a model that is sure of itself has reason to be
+COLLAPSED = 0.2  # of the first entropy is left
+KNOWN = 0.9  # right: nothing is wrong with being sure, short or done then
 ALONE, UNRELATED = 0.95, 0.3  # share of the variance of one reward; correlation of what is earned with being right
-NICER, FLAT = 0.2, 0.03  # a rise of the format rate; one of the accuracy that is within the noise of a window
+NICER, FLAT = 0.2, 0.03  # rise of the format rate; of the accuracy, within the noise of a window
 LONGER = 1.5  # times the first length
 APART, PAID = 0.05, 0.02  # validation below its best, twice in a row; rise of the reward since then, as a share of it
 SPIKE, SPIKES, FEWEST = 10.0, 3, 10  # times the median gradient norm; so many of them, among at least so many steps
@@ -28,25 +29,25 @@ STANDSTILL = 3  # lines in a row without a learning rate
 KINDS = {"solved": "all right", "unsolved": "all wrong", "blind": "right and wrong alike"}  # groups of equal rewards
 
 Seen = tuple[int, str] | None  # (first step, what is the matter with its numbers), or nothing is
+Look = Callable[["Doctor"], Seen]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """name: what run.halt_on calls it; step: at which it was found; since: the first step that it is true of."""
+    """name: what run.halt_on calls it; step: at which it was found; since: the first step that it is true of; said: a
+    sentence with its numbers; change: the values of the config to change."""
 
     name: str
     step: int
     since: int
-    said: str  # a sentence with its numbers
-    change: str  # the values of the config to change
+    said: str
+    change: str
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """shows: of a row of completions/; the completions where it is highest are the evidence."""
 
-    title: str
-    look: Callable[[Doctor], Seen]
+    look: Look
     change: str
     shows: Callable[[Mapping[str, Any]], Any]
 
@@ -55,56 +56,51 @@ class Doctor:
     """window: the lines that a mean is taken over (training.watching knows how many groups they hold)."""
 
     def __init__(self, window: int) -> None:
-        self.window, self.told, self.step = window, set[str](), 0
-        self.first: dict[str, list[float]] = defaultdict(list)
+        self.window, self.told, self.drift = window, set[str](), Drift()
+        self.row: Mapping[str, Any] = {}
+        self.first: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self.points: dict[str, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=max(window, 2 * FEWEST)))
-        self.seen: dict[str, int] = defaultdict(int)
-        self.drift, self.disagreement, self.broken = Drift(), "", ""
 
     def read(self, row: Mapping[str, Any]) -> list[Finding]:
         """A line of the log; what was found by it. Each finding is told once."""
-        self.step = row["step"]
-        for name, value in row.items():
+        self.row = row
+        if "validation/strict_accuracy" in row:
+            self.row = {**row, "reward at validation": self.mean("reward")}
+        for name, value in self.row.items():
             if isinstance(value, (int, float)) and isfinite(value):
-                self._take(name, value)
-        if "validation/strict_accuracy" in row and (reward := self.mean("reward")) is not None:
-            self._take("reward at validation", reward)
-        self.disagreement = self.drift(row[METRIC]) or "" if METRIC in row else ""
-        gradient = row.get("grad_norm", 0.0)
-        self.broken = "" if gradient is not None and isfinite(gradient) else f"the gradient norm is {gradient}"
-        return [finding for name in CHECKS if name not in self.told and (finding := self._found(name))]
-
-    def _take(self, name: str, value: float) -> None:
-        self.points[name].append((self.step, value))
-        self.seen[name] += 1
-        if len(self.first[name]) < self.window:
-            self.first[name].append(value)
-
-    def _found(self, name: str) -> Finding | None:
-        check, seen = CHECKS[name], CHECKS[name].look(self)
-        if seen is None:
-            return None
-        self.told.add(name)
-        return Finding(name, self.step, seen[0], f"{check.title}, from step {seen[0]} on: {seen[1]}.", check.change)
+                self.points[name].append((row["step"], value))
+                if len(self.first[name]) < self.window:
+                    self.first[name].append((row["step"], value))
+        found = []
+        for name, check in CHECKS.items():
+            if name not in self.told and (seen := check.look(self)):
+                self.told.add(name)
+                said = f"{name.replace('_', ' ').capitalize()}, from step {seen[0]} on: {seen[1]}."
+                found.append(Finding(name, row["step"], seen[0], said, check.change))
+        return found
 
     def mean(self, name: str) -> float | None:
         """Over the last window, or as much of it as there is."""
-        points = list(self.points.get(name, ()))[-self.window :]
-        return fmean(value for _, value in points) if points else None
+        return _mean(list(self.points.get(name, ()))[-self.window :])
 
     def crossed(self, name: str, beyond: Callable[[float], bool]) -> tuple[int, float] | None:
         """(first step of the window whose own value is beyond a bound, mean), where the mean of a whole window is."""
-        if self.seen.get(name, 0) < self.window or not beyond(mean := self.mean(name)):
+        window = list(self.points.get(name, ()))[-self.window :]
+        if len(window) < self.window or not beyond(mean := _mean(window)):
             return None
-        return next(step for step, value in list(self.points[name])[-self.window :] if beyond(value)), mean
+        return next(step for step, value in window if beyond(value)), mean
 
     def changed(self, name: str, beyond: Callable[[float, float], bool]) -> tuple[int, float, float] | None:
-        """(first step, mean of the first window, mean of the last) where `beyond(then, value)`."""
-        if self.seen.get(name, 0) < 2 * self.window:
-            return None
-        then = fmean(self.first[name])
+        """(first step, mean of the first window, mean of the last) where `beyond(then, value)`; they have no line in
+        common."""
+        then = _mean(self.first.get(name, ()))
         found = self.crossed(name, lambda value: beyond(then, value))
-        return found and (found[0], then, found[1])
+        apart = found and self.first[name][-1][0] < self.points[name][-self.window][0]
+        return (found[0], then, found[1]) if apart else None
+
+
+def _mean(points: Sequence[tuple[int, float]]) -> float | None:
+    return fmean(value for _, value in points) if points else None
 
 
 def _no_signal(doctor: Doctor) -> Seen:
@@ -115,7 +111,7 @@ def _no_signal(doctor: Doctor) -> Seen:
     return found[0], f"in {1 - found[1]:.0%} of the groups all answers earned the same ({parts or 'whatever they say'})"
 
 
-def _many(metric: str, bound: float, said: str) -> Callable[[Doctor], Seen]:
+def _many(metric: str, bound: float, said: str) -> Look:
     """A share that is too high over a window. Of groups: where next to none teach, that is told instead."""
 
     def look(doctor: Doctor) -> Seen:
@@ -126,24 +122,20 @@ def _many(metric: str, bound: float, said: str) -> Callable[[Doctor], Seen]:
     return look
 
 
-def _in_vain(metric: str, beyond: Callable[[float, float], bool], said: str) -> Callable[[Doctor], Seen]:
-    """A change since the first window that the accuracy has not gained by, although it had room to."""
+def _in_vain(metric: str, beyond: Callable[[float, float], bool], said: str, gain: float = FLAT) -> Look:
+    """A change since the first window while the accuracy, which had room to, has not risen by `gain`."""
 
     def look(doctor: Doctor) -> Seen:
-        found, now, first = doctor.changed(metric, beyond), doctor.mean("accuracy"), doctor.first.get("accuracy")
-        if not found or now is None or not first or now >= KNOWN or now - fmean(first) >= FLAT:
+        found, now, then = (
+            doctor.changed(metric, beyond),
+            doctor.mean("accuracy"),
+            _mean(doctor.first.get("accuracy", ())),
+        )
+        if not found or now is None or now >= KNOWN or now - then >= gain:
             return None
-        return found[0], f"{said.format(*found[1:])}, and accuracy from {fmean(first):.0%} to {now:.0%}"
+        return found[0], f"{said.format(*found[1:])}, accuracy from {then:.0%} to {now:.0%}"
 
     return look
-
-
-def _entropy(doctor: Doctor) -> Seen:
-    found = doctor.changed("entropy", lambda then, value: value <= COLLAPSED * then)
-    accuracy = doctor.mean("accuracy")
-    if not found or accuracy is None or accuracy >= KNOWN:
-        return None
-    return found[0], f"entropy went from {found[1]:.3g} to {found[2]:.3g} nats a token, with {accuracy:.0%} right"
 
 
 def _one_reward(doctor: Doctor) -> Seen:
@@ -168,29 +160,27 @@ def _parting(doctor: Doctor) -> Seen:
     return (step, said) if now - was > PAID * abs(was) else None
 
 
-def _spikes(doctor: Doctor) -> Seen:
-    if doctor.broken:
-        return doctor.step, doctor.broken
+def _gradient_spikes(doctor: Doctor) -> Seen:
+    newest = doctor.row.get("grad_norm", 0.0)
+    if newest is None or not isfinite(newest):
+        return doctor.row["step"], f"the gradient norm is {newest}"
     norms = [(step, value) for step, value in doctor.points["grad_norm"] if value > 0]  # 0: a batch that taught nothing
-    usual = median(value for _, value in norms) if len(norms) >= FEWEST else 0.0
-    spikes = [(step, value) for step, value in norms if value > SPIKE * usual > 0]
+    usual = median(value for _, value in norms) if len(norms) >= FEWEST else inf
+    spikes = [step for step, value in norms if value > SPIKE * usual]
     if len(spikes) < SPIKES:
         return None
-    return spikes[0][
-        0
-    ], f"{len(spikes)} gradient norms above {SPIKE:.0f} times the usual {usual:.3g}, first {spikes[0][1]:.3g}"
+    return spikes[0], f"{len(spikes)} gradient norms above {SPIKE:.0f} times the usual {usual:.3g}"
 
 
-def _no_rate(doctor: Doctor) -> Seen:
+def _no_learning_rate(doctor: Doctor) -> Seen:
     """Not the first step of a warm-up nor the end of a schedule, which are one line each."""
-    points = list(doctor.points["learning_rate"])
-    moved = max((place for place, (_, rate) in enumerate(points) if rate != 0), default=-1)
-    still = points[moved + 1 :]
-    return (still[0][0], f"{len(still)} lines of the log in a row") if len(still) >= STANDSTILL else None
+    still = list(takewhile(lambda point: point[1] == 0, reversed(doctor.points["learning_rate"])))
+    return (still[-1][0], f"in {len(still)} lines of the log") if len(still) >= STANDSTILL else None
 
 
 def _drift(doctor: Doctor) -> Seen:
-    return (doctor.step, doctor.disagreement.rstrip(".")) if doctor.disagreement else None
+    said = doctor.drift(doctor.row[METRIC]) if METRIC in doctor.row else None
+    return (doctor.row["step"], said.rstrip(".")) if said else None
 
 
 def _same(row: Mapping[str, Any]) -> float:
@@ -203,30 +193,31 @@ _UNSOLVED = _many("groups/unsolved", HALF, "in {:.0%} of the groups every answer
 _BLIND = _many("groups/blind", HALF, "in {:.0%} of the groups right and wrong answers earn the same")
 _CUT = _many("truncated_share", CUT, "{:.0%} of the answers ran into the token limit")
 _FORMAT = _in_vain("format_rate", lambda then, now: now >= then + NICER, "format went from {:.0%} to {:.0%}")
+_ENTROPY = _in_vain("entropy", lambda then, now: now <= COLLAPSED * then, "from {:.3g} to {:.3g} nats a token", 1.0)
 _LENGTH = _in_vain("completions/mean_length", lambda then, now: now >= LONGER * then, "from {:.0f} to {:.0f} tokens")
 
 CHECKS = {
-    "no_signal": Check("No signal", _no_signal, "easier or harder problems (task), more grpo.num_generations", _same),
-    "solved": Check("Solved", _SOLVED, "harder problems (task), fewer grpo.max_steps, or run.halt_on: [solved]",
+    "no_signal": Check(_no_signal, "easier or harder problems (task), more grpo.num_generations", _same),
+    "solved": Check(_SOLVED, "harder problems (task), fewer grpo.max_steps, or run.halt_on: [solved]",
                     lambda row: (row["strict"], _same(row))),
-    "unsolved": Check("Unsolved", _UNSOLVED, "more grpo.num_generations, easier problems (task), or a reward for part "
+    "unsolved": Check(_UNSOLVED, "more grpo.num_generations, easier problems (task), or a reward for part "
                       "of the way", lambda row: (not row["strict"], _same(row))),
-    "blind": Check("Blind rewards", _BLIND, "rewards: one has to pay right answers more than wrong ones", _same),
-    "truncated": Check("Truncated", _CUT, "a larger grpo.max_completion_length", lambda row: row["truncated"]),
-    "entropy_collapse": Check("Entropy collapse", _entropy, "grpo.epsilon_high: 0.28 (DAPO, arXiv:2503.14476), or a "
+    "blind": Check(_BLIND, "rewards: one has to pay right answers more than wrong ones", _same),
+    "truncated": Check(_CUT, "a larger grpo.max_completion_length", lambda row: row["truncated"]),
+    "entropy_collapse": Check(_ENTROPY, "grpo.epsilon_high: 0.28 (DAPO, arXiv:2503.14476), or a "
                               "lower grpo.learning_rate", lambda row: not row["strict"]),
-    "one_reward": Check("One reward", _one_reward, "rewards: its weight, and one that some right answers earn",
+    "one_reward": Check(_one_reward, "rewards: its weight, and one that some right answers earn",
                         lambda row: row["advantage"]),
-    "format_only": Check("Format only", _FORMAT, "rewards: more weight for right answers than for their form",
+    "format_only": Check(_FORMAT, "rewards: more weight for right answers than for their form",
                          lambda row: row["formatted"] and not row["strict"]),
-    "length_inflation": Check("Length inflation", _LENGTH, "a lower grpo.max_completion_length, grpo.loss_type: dapo, "
+    "length_inflation": Check(_LENGTH, "a lower grpo.max_completion_length, grpo.loss_type: dapo, "
                               "and no reward that grows with length", lambda row: row["tokens"]),
-    "parting": Check("Reward and validation part", _parting, "rewards (src/reward_funcs.py attack), grpo.beta above 0, "
+    "parting": Check(_parting, "rewards (src/reward_funcs.py attack), grpo.beta above 0, "
                      "or evaluation.patience: 3", lambda row: (not row["strict"], row["advantage"])),
-    "gradient_spikes": Check("Gradient spikes", _spikes, "a lower grpo.learning_rate or grpo.max_grad_norm",
+    "gradient_spikes": Check(_gradient_spikes, "a lower grpo.learning_rate or grpo.max_grad_norm",
                              lambda row: abs(row["advantage"])),
-    "drift": Check("Drift", _drift, "rollouts.engine: transformers shows whether it is the engine",
+    "drift": Check(_drift, "rollouts.engine: transformers shows whether it is the engine",
                    lambda row: row["tokens"]),
-    "no_learning_rate": Check("Learning rate at 0", _no_rate, "grpo.learning_rate, grpo.lr_scheduler_type, "
+    "no_learning_rate": Check(_no_learning_rate, "grpo.learning_rate, grpo.lr_scheduler_type, "
                               "grpo.warmup_steps", lambda row: 0),
 }  # fmt: skip

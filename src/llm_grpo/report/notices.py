@@ -36,10 +36,10 @@ def say_finding(console: Console, finding: Mapping[str, Any]) -> None:
         console.print(Text(f"  {row['id']}, step {row['step']}: {shown[:160]}"), style="dim", soft_wrap=True)
 
 
-def say_prospects(console: Console, before: Mapping[str, Any]) -> None:
-    """Will it learn? Known where the evaluation before training has drawn several answers (evaluation.samples)."""
-    if before.get("prospects"):
-        console.print(before["prospects"]["said"], style="bold", highlight=False, markup=False, soft_wrap=True)
+def say_prospects(console: Console, told: Mapping[str, Any]) -> None:
+    """Will it learn, or has it? Of a report or a summary; known with evaluation.samples above 1."""
+    if found := told.get("prospects"):
+        console.print(found["said"], style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
 def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:

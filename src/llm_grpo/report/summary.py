@@ -14,7 +14,7 @@ from llm_grpo.diagnosis.prospects import checked
 from llm_grpo.evaluation.comparison import compare
 from llm_grpo.evaluation.scoring import without_items
 from llm_grpo.report.confusion import draw_confusion
-from llm_grpo.report.notices import say_diagnoses
+from llm_grpo.report.notices import say_diagnoses, say_prospects
 from llm_grpo.report.tables import classes_table, comparison_table
 from llm_grpo.runs import Run
 from llm_grpo.training.spending import of_run
@@ -58,7 +58,6 @@ def say_result(
         console.print(classes)
     draw_confusion({"before": before, "after": after}, run.confusion)
     say_diagnoses(console, summary["diagnoses"])
-    if summary["prospects"]:
-        console.print(summary["prospects"]["said"], highlight=False)
+    say_prospects(console, summary)
     done = f"{summary['steps']} steps in {summary['train_seconds']:.0f} s of training"
     console.print(f"{done}; evaluated after: {summary['evaluated']}", highlight=False)
