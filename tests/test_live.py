@@ -66,25 +66,25 @@ def late(row: dict[str, Callable[[int], Any] | Any], start: int = 41) -> Callabl
 
 # Those values that a pathology takes, the step it begins at, its name, the numbers that are said.
 SICK = [
-    (late({"informative_share": 0.02, "groups/solved": 0.9, "groups/unsolved": 0.08}), 41, "no_signal", "all right in"),
+    (late({"informative_share": 0.02, "groups/solved": 0.9, "groups/unsolved": 0.08}), 41, "no_signal", "all right in "),
     (late({"informative_share": 0.0, "groups/unsolved": 1.0, "accuracy": 0.0}, 1), 1, "no_signal", "all wrong in 100%"),
-    (late({"informative_share": 0.3, "groups/solved": 0.65}), 41, "solved", "every answer is right"),
-    (late({"informative_share": 0.3, "groups/unsolved": 0.65}), 41, "unsolved", "every answer is wrong"),
-    (late({"informative_share": 0.3, "groups/blind": 0.65}), 41, "blind", "right and wrong answers earn the same"),
+    (late({"informative_share": 0.3, "groups/solved": 0.65}), 41, "solved", "of the groups all answers earned the same (all right in "),
+    (late({"informative_share": 0.3, "groups/unsolved": 0.65}), 41, "unsolved", "all wrong in "),
+    (late({"informative_share": 0.3, "groups/blind": 0.65}), 41, "blind", "right and wrong alike in "),
     (late({"truncated_share": 0.6}), 41, "truncated", "of the answers ran into the token limit"),
-    (late({"entropy": 0.001, "accuracy": 0.4}), 41, "entropy_collapse", "nats a token, with"),
+    (late({"entropy": 0.001, "accuracy": 0.4}), 41, "entropy_collapse", "nats, accuracy from"),
     (late({"variance_share/format": 0.99, "variance_share/correct": 0.01, "reward_accuracy_correlation": 0.05}), 41,
      "one_reward", "format makes 9"),
     (late({"variance_share/format": 1.0, "variance_share/correct": 0.0, "reward_accuracy_correlation": None}, 1), 1,
      "one_reward", "correlation 0.00"),  # nothing was ever right: there is nothing to go with
-    (lambda row, step: {"accuracy": 0.3, "format_rate": 0.95 if step > 40 else 0.5}, 41, "format_only", "from 50% to"),
+    (lambda row, step: {"accuracy": 0.3, "format_rate": 0.95 if step > 40 else 0.5}, 41, "format_only", "format from 50% to"),
     (lambda row, step: {"accuracy": 0.3, "completions/mean_length": 600 if step > 40 else 200}, 41, "length_inflation", "tokens"),
     (lambda row, step: {"validation/strict_accuracy": 0.6 - max(0, step - 50) / 100} if step % 10 == 0 else {}, 50, "parting",
      "validation fell from 60%"),
     (lambda row, step: {"grad_norm": 5.0} if step in (47, 52, 53) else {}, 47, "gradient_spikes", "3 gradient norms above 10"),
     (lambda row, step: {"grad_norm": nan} if step == 33 else {}, 33, "gradient_spikes", "the gradient norm is nan"),
     (late({METRIC: 0.7}, 60), 60, "drift", "0.7 nats"),
-    (late({"learning_rate": 0.0}, 81), 81, "no_learning_rate", "3 lines of the log in a row"),
+    (late({"learning_rate": 0.0}, 81), 81, "no_learning_rate", "0 in 3 lines of the log in a row"),
 ]  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_learns_nothing_ends_by_itself_with_everything_whole(tmp_path
         "Of 100 groups at least" in printed and "The training ends here: run.halt_on names no_learning_rate" in printed
     )
     (found,) = runs.read_jsonl(run.findings)
-    assert (found["since"], found["step"]) == (1, 3) and "3 lines of the log" in found["said"]
+    assert (found["since"], found["step"]) == (1, 3) and "0 in 3 lines of the log" in found["said"]
     assert len(found["evidence"]) == 2 and all(row["completion"] and row["step"] == 3 for row in found["evidence"])
     summary = json.loads(run.summary.read_text())
     assert summary["steps"] == 3 and "no_learning_rate" in summary["ended"] and summary["findings"] == [found]

@@ -103,23 +103,25 @@ def _mean(points: Sequence[tuple[int, float]]) -> float | None:
     return fmean(value for _, value in points) if points else None
 
 
-def _no_signal(doctor: Doctor) -> Seen:
-    if not (found := doctor.crossed("informative_share", lambda share: share <= 1 - NO_SIGNAL)):
-        return None
-    kinds = ((what, doctor.mean(f"groups/{kind}")) for kind, what in KINDS.items())
-    parts = ", ".join(f"{what} in {share:.0%}" for what, share in kinds if share)
-    return found[0], f"in {1 - found[1]:.0%} of the groups all answers earned the same ({parts or 'whatever they say'})"
-
-
-def _many(metric: str, bound: float, said: str) -> Look:
-    """A share that is too high over a window. Of groups: where next to none teach, that is told instead."""
+def _silent(bound: float, kind: str = "") -> Look:
+    """Groups that earned the same, most of them of one kind. Where next to none teach, that alone is told."""
 
     def look(doctor: Doctor) -> Seen:
-        found = doctor.crossed(metric, lambda share: share >= bound)
-        covered = metric.startswith("groups/") and "no_signal" in doctor.told
-        return (found[0], said.format(found[1])) if found and not covered else None
+        found = doctor.crossed("informative_share", lambda share: share <= 1 - bound)
+        shares = {each: doctor.mean(f"groups/{each}") or 0.0 for each in KINDS}
+        if not found or kind and ("no_signal" in doctor.told or max(shares, key=shares.get) != kind):
+            return None
+        parts = ", ".join(f"{KINDS[each]} in {share:.0%}" for each, share in shares.items() if share)
+        return found[
+            0
+        ], f"in {1 - found[1]:.0%} of the groups all answers earned the same ({parts}): they teach nothing"
 
     return look
+
+
+def _truncated(doctor: Doctor) -> Seen:
+    found = doctor.crossed("truncated_share", lambda share: share >= CUT)
+    return found and (found[0], f"{found[1]:.0%} of the answers ran into the token limit")
 
 
 def _in_vain(metric: str, beyond: Callable[[float, float], bool], said: str, gain: float = FLAT) -> Look:
@@ -175,7 +177,7 @@ def _gradient_spikes(doctor: Doctor) -> Seen:
 def _no_learning_rate(doctor: Doctor) -> Seen:
     """Not the first step of a warm-up nor the end of a schedule, which are one line each."""
     still = list(takewhile(lambda point: point[1] == 0, reversed(doctor.points["learning_rate"])))
-    return (still[-1][0], f"in {len(still)} lines of the log") if len(still) >= STANDSTILL else None
+    return (still[-1][0], f"it is 0 in {len(still)} lines of the log in a row") if len(still) >= STANDSTILL else None
 
 
 def _drift(doctor: Doctor) -> Seen:
@@ -188,22 +190,20 @@ def _same(row: Mapping[str, Any]) -> float:
     return -abs(row["advantage"])
 
 
-_SOLVED = _many("groups/solved", HALF, "in {:.0%} of the groups every answer is right, which teaches nothing")
-_UNSOLVED = _many("groups/unsolved", HALF, "in {:.0%} of the groups every answer is wrong and earns the same")
-_BLIND = _many("groups/blind", HALF, "in {:.0%} of the groups right and wrong answers earn the same")
-_CUT = _many("truncated_share", CUT, "{:.0%} of the answers ran into the token limit")
-_FORMAT = _in_vain("format_rate", lambda then, now: now >= then + NICER, "format went from {:.0%} to {:.0%}")
-_ENTROPY = _in_vain("entropy", lambda then, now: now <= COLLAPSED * then, "from {:.3g} to {:.3g} nats a token", 1.0)
-_LENGTH = _in_vain("completions/mean_length", lambda then, now: now >= LONGER * then, "from {:.0f} to {:.0f} tokens")
+_FORMAT = _in_vain("format_rate", lambda then, now: now >= then + NICER, "format from {:.0%} to {:.0%}")
+_ENTROPY = _in_vain("entropy", lambda then, now: now <= COLLAPSED * then, "entropy from {:.3g} to {:.3g} nats", 1.0)
+_LENGTH = _in_vain(
+    "completions/mean_length", lambda then, now: now >= LONGER * then, "answers from {:.0f} to {:.0f} tokens"
+)
 
 CHECKS = {
-    "no_signal": Check(_no_signal, "easier or harder problems (task), more grpo.num_generations", _same),
-    "solved": Check(_SOLVED, "harder problems (task), fewer grpo.max_steps, or run.halt_on: [solved]",
+    "no_signal": Check(_silent(NO_SIGNAL), "easier or harder problems (task), more grpo.num_generations", _same),
+    "solved": Check(_silent(HALF, "solved"), "harder problems (task), fewer grpo.max_steps, or run.halt_on: [solved]",
                     lambda row: (row["strict"], _same(row))),
-    "unsolved": Check(_UNSOLVED, "more grpo.num_generations, easier problems (task), or a reward for part "
-                      "of the way", lambda row: (not row["strict"], _same(row))),
-    "blind": Check(_BLIND, "rewards: one has to pay right answers more than wrong ones", _same),
-    "truncated": Check(_CUT, "a larger grpo.max_completion_length", lambda row: row["truncated"]),
+    "unsolved": Check(_silent(HALF, "unsolved"), "more grpo.num_generations, easier problems (task), or a reward for a "
+                      "part of the way", lambda row: (not row["strict"], _same(row))),
+    "blind": Check(_silent(HALF, "blind"), "rewards: one has to pay right answers more than wrong ones", _same),
+    "truncated": Check(_truncated, "a larger grpo.max_completion_length", lambda row: row["truncated"]),
     "entropy_collapse": Check(_ENTROPY, "grpo.epsilon_high: 0.28 (DAPO, arXiv:2503.14476), or a "
                               "lower grpo.learning_rate", lambda row: not row["strict"]),
     "one_reward": Check(_one_reward, "rewards: its weight, and one that some right answers earn",
