@@ -162,11 +162,11 @@ def test_what_is_measured_of_groups(rows: list[Row], informative: list[bool], ex
 
 
 def test_a_run_that_learns_nothing_ends_by_itself_with_everything_whole(tmp_path: Path) -> None:
-    """At a learning rate of 0: run.halt_on ends it, killed in its last evaluation it is summed up, and where it is asked
+    """A warm-up that floats round down to 0: run.halt_on ends it, killed in its last evaluation it is summed up, and where it is asked
     to go on, evaluation.patience has counted from the beginning."""
     words = ["--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL, "run.halt_on=[no_learning_rate]",
-             "grpo.learning_rate=0.0", "grpo.max_steps=6", "grpo.save_steps=100", "evaluation.every_steps=1",
-             "evaluation.limit=8", "evaluation.samples=2", "grpo.warmup_steps=0"]  # fmt: skip
+             "grpo.learning_rate=5.0e-324", "grpo.max_steps=6", "grpo.save_steps=100", "evaluation.every_steps=1",
+             "evaluation.limit=8", "evaluation.samples=2", "grpo.warmup_steps=100"]  # fmt: skip
     done = run_script("src/train.py", *words)
     assert done.returncode == 3, done.stdout + done.stderr
     printed, run = " ".join(done.stdout.split()), runs.Run(tmp_path / "demo")

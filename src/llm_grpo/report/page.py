@@ -148,9 +148,11 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 def _time_line(rows: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]) -> Markup:
     """The run at the bottom, and above it each finding of the doctor, from its first step to the end."""
+    if not rows or not findings:
+        return Markup("")
     named = [("the run", 1), *((f"{n}: {found['name']}", found["since"]) for n, found in enumerate(findings, start=1))]
     lines = [Line(name, [(since, n), (rows[-1]["step"], n)]) for n, (name, since) in enumerate(named)]
-    return chart("Findings, from their first step on", lines, (0, len(findings) + 1)) if findings else Markup("")
+    return chart("Findings, from their first step on", lines, (0, len(findings) + 1))
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
