@@ -128,7 +128,8 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     notices.say_choices(console, changed_in_silence(wanted, trainer.args))
 
     if not (resume and read_json(run.before)):
-        write_json(run.before, evaluate(data["test"].problems, "evaluating before training"))
+        write_json(run.before, before := evaluate(data["test"].problems, "evaluating before training"))
+        notices.say_prospects(console, before)
     runs.forget_replaced(run)
     try:
         trained = optimise(trainer, watched, run, checkpoint)
@@ -139,7 +140,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
             console.print(f"What was learned is in {run.last}.", highlight=False, soft_wrap=True)
     try:
         if trained.finished and watched.stop.number is None:
-            return conclude(config, policy, data["test"].problems, run, evaluate, trained.seconds)
+            return conclude(config, policy, data["test"].problems, run, evaluate, trained) or trained.code
         said = "Stopped."
     except KeyboardInterrupt:
         said = "Training is done, its evaluation is not."
@@ -147,7 +148,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     return watched.stop.exit_code
 
 
-def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], seconds: float) -> int:
+def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Callable[..., Any], trained: Any) -> int:
     """Evaluate the weights that were best on validation, sum up, merge, and answer a prompt with the merged model.
 
     Returns the exit code: 1 where the merge could not be done.
@@ -161,7 +162,7 @@ def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Cal
     before = read_json(run.before)
     after = {**evaluate(problems, "evaluating after training"), "adapter": str(chosen), "step": step}
     write_json(run.after, after)
-    summary = summarise(config, run, before, after, seconds)
+    summary = summarise(config, run, before, after, trained)
     write_json(run.summary, summary)
     say_result(console, run, summary, before, after)
     write_report(run)

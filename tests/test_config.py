@@ -115,6 +115,8 @@ WRONG = [
     ("run: {name: [a]}", "run.name: ['a'] given, it takes a text", "a list where a text belongs"),
     ("model: {name: ''}", "model.name: '' given", "no name would be the current folder"),
     ("grpo: {warmup_steps: -1}", "grpo.warmup_steps: -1 given", "TRL's constructor"),
+    ("run: {halt_on: [hopeless]}", "run.halt_on.0: 'hopeless' is not allowed. Allowed: 'no_signal'", "a finding's name"),
+    ("evaluation: {patience: 2, every_steps: 0}", "there is nothing to wait for", "no evaluation, no patience"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Named faults of a run: a collapse, no signal, nothing readable; and silence where there is none."""
+"""Named faults of an evaluation: a collapse, nothing readable; and silence where there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from llm_grpo.diagnosis.diagnoses import diagnose
-from llm_grpo.diagnosis.drift import METRIC
 
 
 def report(
@@ -43,26 +42,17 @@ SOUND = [
 
 @pytest.mark.parametrize(("given", "why"), SOUND, ids=[row[1] for row in SOUND])
 def test_nothing_is_said_without_a_fault(given: dict[str, Any], why: str) -> None:
-    assert diagnose(given, [{"frac_reward_zero_std": 0.5, "accuracy": 0.4}]) == []
+    assert diagnose(given) == []
 
 
 STEPS = [
-    ([{"frac_reward_zero_std": 1.0, "accuracy": 0.0}] * 5, "No signal: in 100% of the groups", "all fail alike"),
-    ([{"frac_reward_zero_std": 0.95, "accuracy": 0.98}] * 5, "right already", "all succeed alike"),
-    ([{"frac_reward_zero_std": 1.0}, {"frac_reward_zero_std": 0.0}], "", "half of the run"),
-    ([{"loss": 0.1}], "", "nothing was logged of it"),
     ([{"failed/reward/own": 0.5}, {"reward": 1.0}], "Failed: own gave no score in 1 of 2 steps", "a reward hung once"),
+    ([{"loss": 0.1}], "", "nothing failed"),
     ([], "", "no steps"),
 ]
 
 
 @pytest.mark.parametrize(("steps", "said", "why"), STEPS, ids=[row[2] for row in STEPS])
-def test_a_run_without_signal(steps: list[dict[str, float]], said: str, why: str) -> None:
+def test_rewards_that_failed(steps: list[dict[str, float]], said: str, why: str) -> None:
     told = diagnose(report(SETS, SETS), steps)
     assert said in told[0] if said else told == [], why
-
-
-def test_a_trainer_that_computes_another_policy_is_named_with_its_step() -> None:
-    steps = [{"step": 1, METRIC: 1e-6}, {"step": 2}, {"step": 3, METRIC: 0.5}, {"step": 4, METRIC: 0.6}]
-    (said,) = diagnose(report(SETS, SETS), steps)
-    assert said.startswith("Drift, from step 3 on: ") and "0.5 nats" in said and "Likely causes" in said

@@ -312,8 +312,12 @@ def test_from_the_command_line_alone(small_base: Path, tmp_path: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert summary["after"]["metrics"]["numbers"]["invalid_format_rate"] == 1.0
     assert set(summary["after"]["metrics"]["classes"]) == set(LABELS)
-    assert any(said.startswith("No signal: in 100%") for said in summary["diagnoses"]), summary["diagnoses"]
-    assert "No signal: in 100% of the groups" in printed, "a model that only fails is told to have no signal"
+    assert any(said.startswith("No signal, from step 1 on: in 100%") for said in summary["diagnoses"]), summary[
+        "diagnoses"
+    ]
+    assert "No signal, from step 1 on: in 100% of the groups" in printed, (
+        "a model that only fails is told to have no signal"
+    )
     assert (run / "eval" / "confusion.png").stat().st_size > 20_000
 
     done = run_script("src/eval.py", "--run", run, "--split", "validation", "--limit", 4)

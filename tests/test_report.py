@@ -58,6 +58,9 @@ def made_run(
             for prompt in range(2) for answer in range(2)
         ]  # fmt: skip
         runs.append_jsonl(run.completions / f"step_{step:06d}.jsonl", rows)
+    evidence = {"step": 5, "id": "p/1", "strict": False, "advantage": -0.5, "completion": text}
+    found = {"name": "solved", "step": 5, "since": 3, "said": "Solved, from step 3 on: all right.", "change": "task"}
+    runs.append_jsonl(run.findings, [{**found, "evidence": [evidence] * 2}])
     write_json(run.before, report_of([True, False, False], text))
     if after:
         write_json(run.after, report_of([False, True, True], text))
@@ -89,7 +92,8 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 def test_what_stands_on_the_page(tmp_path: Path) -> None:
     page = write_report(made_run(tmp_path)).read_text(encoding="utf-8")
     for expected in ("gained 2", "lost 1", "McNemar p", "Seconds of a step: 2.00 s", "the rest 0.20 s (10%)",
-                     "Groups that teach something", "grpo.learning_rate", "What is t/0?"):  # fmt: skip
+                     "Groups that teach something", "grpo.learning_rate", "What is t/0?",
+                     "1: solved from 1 at step 3 to 1 at step 6", "Change: task.", "p/1, step 5, wrong"):  # fmt: skip
         assert expected in page, expected
     assert "://" not in page, "nothing on the page points outside"
 

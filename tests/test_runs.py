@@ -97,7 +97,8 @@ def test_a_resume_takes_what_may_change(config) -> None:
     run = runs.create(config)
     learned(run)
     news = ["grpo.save_steps=7", "grpo.logging_steps=3", "grpo.save_total_limit=5", "evaluation.every_steps=10",
-            "logging.sample_every=1", "model.gpu_memory_utilization=0.4", "merge.push_to=a/b"]  # fmt: skip
+            "logging.sample_every=1", "model.gpu_memory_utilization=0.4", "merge.push_to=a/b",
+            "run.halt_on=[no_signal]", "evaluation.patience=3"]  # fmt: skip
     again, checkpoint = runs.reopen(load_config(run.config_file, news, environment={}), DATA)
     assert checkpoint.step == 2 and again.config().grpo["save_steps"] == 7
 

@@ -28,6 +28,7 @@ PROGRESS = "progress.pt"  # without it a checkpoint holds a model only (grpo.sav
 # looked at apart (`_more_steps`).
 MAY_CHANGE = (
     *("run.name", "run.output_dir", "logging.", "merge.", "evaluation.every_steps", "evaluation.batch_size"),
+    *("run.halt_on", "evaluation.patience"),
     *("grpo.logging_steps", "grpo.save_steps", "grpo.save_total_limit", "grpo.max_steps", "grpo.num_train_epochs"),
     *("model.gpu_memory_utilization", "rollouts.standby", "grpo.torch_empty_cache_steps"),
 )

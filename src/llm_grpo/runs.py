@@ -27,6 +27,7 @@ PLACES = {
     "config_file": "config.yaml",
     "environment": "environment.json",
     "metrics": "metrics.jsonl",
+    "findings": "findings.jsonl",
     "completions": "completions",
     "checkpoints": "checkpoints",
     "adapter": "adapter",
@@ -210,7 +211,7 @@ def forget_after(run: Run, step: int) -> None:
 
     The best weights stay, of whichever step: they were measured, and a better one takes their place.
     """
-    for path in (path for path in (run.metrics, run.validation, run.reward_troubles) if path.is_file()):
+    for path in (path for path in (run.metrics, run.validation, run.findings, run.reward_troubles) if path.is_file()):
         draft = path.with_name(f".{path.name}")
         draft.unlink(missing_ok=True)
         append_jsonl(draft, (row for row in read_jsonl(path) if (row["step"] or 0) <= step))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from llm_grpo.config.dotted import leaves
+from llm_grpo.diagnosis.live import CHECKS
 
 # What every run states, because TRL, transformers and Unsloth disagree on it and Unsloth would change it silently
 # (unsloth 2026.10.9, models/rl.py). A value under `grpo:` replaces it; None follows from others (grpo_fields.py).
@@ -71,6 +72,7 @@ class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "grpo"
     output_dir: Place = "outputs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    halt_on: list[Literal[tuple(CHECKS)]] = []  # findings of the doctor that end the run; docs/diagnoses.md
 
 
 class ModelSection(Section):
@@ -135,6 +137,7 @@ class EvaluationSection(Section):
     validation_limit: Positive = 200  # problems of the validation split, during training
     samples: Positive = 1  # above 1: that many sampled answers per problem besides the greedy one
     every_steps: Count = 50  # 0: no evaluation during training
+    patience: Count = 0  # evaluations in a row without a higher strict accuracy that end the training; 0: none do
     batch_size: Positive = 128
     max_tokens: Positive | None = None  # null: grpo.max_completion_length
 

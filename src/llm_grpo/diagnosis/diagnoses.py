@@ -1,5 +1,5 @@
-"""What is wrong with a run in a sentence, from its numbers alone: collapsed answers, no signal, nothing readable,
-a trainer that computes another policy than the one that answered.
+"""What is wrong with an evaluation in a sentence, from its numbers alone: collapsed answers, nothing readable, rewards
+that failed. What goes wrong in training is found while it does (live.py).
 
 Works for every task; an empty list means that none of these was found, not that all is well.
 """
@@ -10,17 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_grpo.diagnosis.drift import METRIC, Drift
-
 COLLAPSED = 0.9  # this share of the answers is one and the same
-NO_SIGNAL = 0.9  # in this share of the groups all completions earn the same
 FEWEST = 10  # answers below which a share says nothing
 LONGEST_SHOWN = 60  # characters of an answer that is named
 
 
 def diagnose(report: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """One sentence per fault of an evaluation (with its items) and of the training steps (rows of metrics.jsonl)."""
-    return [said for said in (*_answers(report), _signal(steps), _drift(steps), *_failed(steps)) if said]
+    """One sentence per fault of an evaluation (with its items) and of rewards in training (rows of metrics.jsonl)."""
+    return [said for said in (*_answers(report), *_failed(steps)) if said]
 
 
 def _answers(report: Mapping[str, Any]) -> list[str]:
@@ -50,31 +47,9 @@ def _collapse(answers: Sequence[str | None], golds: Sequence[str]) -> str:
     )
 
 
-def _signal(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Groups whose completions all earn the same have no advantage, so that nothing is learned from them."""
-    shares = [row["frac_reward_zero_std"] for row in steps if row.get("frac_reward_zero_std") is not None]
-    mean = sum(shares) / len(shares) if shares else 0.0
-    if mean < NO_SIGNAL:
-        return ""
-    accuracies = [row["accuracy"] for row in steps if row.get("accuracy") is not None]
-    right = sum(accuracies) / len(accuracies) if accuracies else 0.0
-    why = "nearly all were right already" if right >= NO_SIGNAL else "look at the answers in completions/"
-    return (
-        f"No signal: in {mean:.0%} of the groups all answers earned the same reward (frac_reward_zero_std), so there "
-        f"was nothing to learn from; {why}."
-    )
-
-
 def _failed(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rewards that hung, died or raised (rewards/pool.py logs their share of a batch where it is not 0)."""
     names = sorted({name for row in steps for name in row if name.startswith("failed/reward/")})
     counts = {name.rpartition("/")[2]: sum(name in row for row in steps) for name in names}
     said = "Failed: {} gave no score in {} of {} steps; rewards.jsonl says to which answers and why."
     return [said.format(name, count, len(steps)) for name, count in counts.items()]
-
-
-def _drift(steps: Sequence[Mapping[str, Any]]) -> str:
-    """What was told at the first step whose gap was too large: such a run learned from another policy's answers."""
-    drift = Drift()
-    told = ((row["step"], drift(row[METRIC])) for row in steps if METRIC in row)
-    return next((f"Drift, from step {step} on: {said}" for step, said in told if said), "")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llm_grpo.config.schema import Config
+from llm_grpo.diagnosis.prospects import prospects
 from llm_grpo.evaluation.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
 from llm_grpo.records import Completion, Problem, Reward, Scored, Task, columns_of, weighted_sum
 from llm_grpo.rollouts import Engine, Sampling
@@ -28,7 +29,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """One greedy answer per problem, judged and scored, as a JSON-ready report with one entry per item.
 
-    samples: besides, so many sampled answers per problem, reported as avg@k, maj@k and pass@k under "sampled".
+    samples: besides, so many sampled answers per problem, reported as avg@k, maj@k and pass@k under "sampled",
+    with what each earned in its item.
     """
     start = time.perf_counter()
     prompts = [problem.messages for problem in problems]
@@ -36,7 +38,12 @@ def evaluate(
     report = report_on(score(task, problems, [group[0] for group in greedy], rewards), rewards, task)
     if samples is not None:
         groups = engine.generate(prompts, samples, on_done)
-        report["sampled"] = _sampled(task, problems, groups, samples)
+        asked = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+        drawn = iter(score(task, asked, [completion for group in groups for completion in group], rewards))
+        scored = [[next(drawn) for _ in group] for group in groups]
+        report["sampled"] = _sampled(scored, samples)
+        for entry, group in zip(report["items"], scored, strict=True):
+            entry["sampled_rewards"] = {r.label: [s.rewards[r.label] for s in group] for r in rewards}
     report["seconds"] = round(time.perf_counter() - start, 2)
     return report
 
@@ -49,13 +56,14 @@ def evaluator(
     bar: Callable[[str | None, int], AbstractContextManager[Callable[[int], None] | None]],
 ) -> Callable[..., dict[str, Any]]:
     """evaluate(problems, what): the same parser and rewards before, during and after; where `what` is given with a bar
-    of that name, and sampled too if evaluation.samples says so."""
+    of that name, and sampled too if evaluation.samples says so, with what that promises."""
     samples = sampling_of(config, config.evaluation.samples)
 
     def run(problems: Sequence[Problem], what: str | None = None) -> dict[str, Any]:
         drawn = samples if what else None
         with bar(what, len(problems) * (2 if drawn else 1)) as on_done:
-            return evaluate(engine, task, problems, rewards, config.answer_tokens(), drawn, on_done)
+            report = evaluate(engine, task, problems, rewards, config.answer_tokens(), drawn, on_done)
+        return report | ({"prospects": prospects(report, rewards, config.grpo)} if drawn else {})
 
     return run
 
@@ -125,12 +133,10 @@ def without_items(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "items"}
 
 
-def _sampled(
-    task: Task, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]], sampling: Sampling
-) -> dict[str, Any]:
+def _sampled(groups: Sequence[Sequence[Scored]], sampling: Sampling) -> dict[str, Any]:
     """avg@k, maj@k and pass@k over k samples per problem, for the strict and the lenient reading."""
     result: dict[str, Any] = {"k": sampling.n, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    judged = [[task.judge(c.answer, p.example.answer) for c in g] for p, g in zip(problems, groups, strict=True)]
+    judged = [[scored.judgement for scored in group] for group in groups]
     for kind in ("strict", "lenient"):
         right = [[getattr(j, kind) for j in group] for group in judged]
         votes = [[j.extracted if kind == "lenient" or j.formatted else None for j in group] for group in judged]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from llm_grpo import command
 from llm_grpo.problems import Prepared
+from llm_grpo.report.tables import harmless
 from llm_grpo.runs import Run
 
 QUESTION = "Mia has 6 boxes with 7 pens in each and gives 12 to Tom. How many pens are left?"
@@ -22,6 +25,21 @@ def say_choices(console: Console, choices: Mapping[str, str]) -> None:
 def say_diagnoses(console: Console, diagnoses: Iterable[str]) -> None:
     for said in diagnoses:
         console.print(said, style="bold yellow", soft_wrap=True)
+
+
+def say_finding(console: Console, finding: Mapping[str, Any]) -> None:
+    """What the doctor found in a run that goes on, with the value to change and two completions that show it."""
+    said = f"step {finding['step']}: {finding['said']} Change: {finding['change']}."
+    console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for row in finding["evidence"]:
+        shown = " ".join(harmless(row["completion"]).split())
+        console.print(Text(f"  {row['id']}, step {row['step']}: {shown[:160]}"), style="dim", soft_wrap=True)
+
+
+def say_prospects(console: Console, told: Mapping[str, Any]) -> None:
+    """Will it learn, or has it? Of a report or a summary; known with evaluation.samples above 1."""
+    if found := told.get("prospects"):
+        console.print(found["said"], style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
 def say_left_out(console: Console, data: Iterable[Prepared], shown: int = 5) -> None:

@@ -20,7 +20,7 @@ from llm_grpo.evaluation.comparison import compare
 from llm_grpo.files import read_json, read_jsonl, write_text
 from llm_grpo.report.curves import charts, logged
 from llm_grpo.report.rollouts import shown_groups
-from llm_grpo.report.svg import bars, chart
+from llm_grpo.report.svg import Line, bars, chart
 from llm_grpo.report.tables import comparison_rows, share
 from llm_grpo.runs import Run
 
@@ -39,6 +39,7 @@ def write_report(run: Run, other: Run | None = None, target: Path | None = None)
         differences=_differences(run, other) if other else None,
         charts=[each for each in drawn if each],
         phases=_phases(facts["rows"]),
+        time_line=_time_line(facts["rows"], facts["findings"]),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         rollouts=as_script(facts["groups"]),
@@ -74,7 +75,10 @@ def _facts(run: Run) -> dict[str, Any]:
         "after": after,
         "summary": summary,
         "paired": _compared(before, after) if before and after else None,
-        "diagnoses": summary["diagnoses"] if summary else diagnose(before, rows) if before else [],
+        "diagnoses": diagnose(after or before, rows) if before else [],
+        "findings": list(read_jsonl(run.findings)),
+        "ended": (summary or {}).get("ended"),
+        "prospects": [told["said"] for report in (before, summary) if (told := (report or {}).get("prospects"))],
         "settings": [(path, "null" if value is None else value, origin) for path, value, origin in config.settings()],
         "environment": list(leaves(read_json(run.environment) or {})),
         "troubles": list(islice(read_jsonl(run.reward_troubles), MOST_ITEMS)),
@@ -94,6 +98,15 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     rest = step - sum(value for name, value in means.items() if name != "validation")
     parts = [*means.items(), *([("the rest", rest)] if rest > 0.01 * step else [])]
     return bars("Seconds of a step", parts, "s")
+
+
+def _time_line(rows: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The run at the bottom, and above it each finding of the doctor, from its first step to the end."""
+    if not rows or not findings:
+        return None
+    named = [("the run", 1), *((f"{n}: {found['name']}", found["since"]) for n, found in enumerate(findings, start=1))]
+    lines = [Line(name, [(since, n), (rows[-1]["step"], n)]) for n, (name, since) in enumerate(named)]
+    return chart("Findings, from their first step on", lines, (0, len(findings) + 1))
 
 
 def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

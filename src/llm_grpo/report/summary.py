@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from llm_grpo import runs
 from llm_grpo.config.schema import Config
 from llm_grpo.diagnosis.diagnoses import diagnose
+from llm_grpo.diagnosis.prospects import checked
 from llm_grpo.evaluation.comparison import compare
 from llm_grpo.evaluation.scoring import without_items
 from llm_grpo.report.confusion import draw_confusion
-from llm_grpo.report.notices import say_diagnoses
+from llm_grpo.report.notices import say_diagnoses, say_prospects
 from llm_grpo.report.tables import classes_table, comparison_table
 from llm_grpo.runs import Run
 from llm_grpo.training.spending import of_run
 
+if TYPE_CHECKING:
+    from llm_grpo.training.optimising import Trained
+
 
 def summarise(
-    config: Config, run: Run, before: Mapping[str, Any], after: Mapping[str, Any], train_seconds: float
+    config: Config, run: Run, before: Mapping[str, Any], after: Mapping[str, Any], trained: Trained
 ) -> dict[str, Any]:
     """What summary.json holds; before and after are evaluations of the same problems, with their items."""
+    rows, findings = list(runs.read_jsonl(run.metrics)), list(runs.read_jsonl(run.findings))
     which = "best on validation" if run.chosen_weights() == run.best else "the last"
     return {
         "name": config.run.name,
@@ -30,10 +35,13 @@ def summarise(
         "task": config.task.name,
         "seed": config.run.seed,
         "steps": runs.last_step(run),
-        "train_seconds": round(train_seconds, 1),
+        "train_seconds": round(trained.seconds, 1),
+        "ended": trained.ended,
         "evaluated": f"{run.chosen_weights().name}, step {run.chosen_step()} ({which})",
-        "spent": of_run(list(runs.read_jsonl(run.metrics))),
-        "diagnoses": diagnose(after, list(runs.read_jsonl(run.metrics))),
+        "spent": of_run(rows),
+        "prospects": checked(before.get("prospects"), rows, config.grpo["num_generations"]),
+        "diagnoses": [*diagnose(after, rows), *(finding["said"] for finding in findings)],
+        "findings": findings,
         "before": without_items(before),
         "after": without_items(after),
         "paired": compare(before, after),
@@ -50,5 +58,6 @@ def say_result(
         console.print(classes)
     draw_confusion({"before": before, "after": after}, run.confusion)
     say_diagnoses(console, summary["diagnoses"])
+    say_prospects(console, summary)
     done = f"{summary['steps']} steps in {summary['train_seconds']:.0f} s of training"
     console.print(f"{done}; evaluated after: {summary['evaluated']}")

@@ -117,12 +117,12 @@ def sample_text(row: Mapping[str, Any], step: int) -> Text:
     fields |= {"extracted": f"{extracted}  ({verdict})", "rewards": earned}
     lines = [f"step {step}, {row['id']}"]
     for name, text in fields.items():
-        first, *more = _harmless(text).split("\n")
+        first, *more = harmless(text).split("\n")
         lines += [f"{name:>11}  {first}", *(f"{'':>11}  {line}" for line in more)]
     return Text("\n".join(lines))
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     text = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
     cut = f"\n[... {len(text) - SHOWN} characters ...]\n"
     return text if len(text) <= SHOWN else text[: SHOWN // 2] + cut + text[-SHOWN // 2 :]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from llm_grpo import runs
 from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.errors import UserError
-from llm_grpo.files import write_json
+from llm_grpo.files import read_json, write_json
 from llm_grpo.policy import Policy, load_weights, save_weights
 from llm_grpo.runs import Run
 from llm_grpo.training.resuming import train_seconds
@@ -17,15 +17,20 @@ from llm_grpo.training.watching import Watch
 
 @dataclass(frozen=True)
 class Trained:
-    """How far a run is: updates done, of how many, and the seconds they took (validation and saving left out)."""
+    """How far a run is: updates done, of how many, and the seconds they took (validation and saving left out).
+
+    ended: why it came to an end before them all (run.halt_on, evaluation.patience); code: the exit code of that.
+    """
 
     steps: int
     planned: int
     seconds: float
+    ended: str = ""
+    code: int = 0
 
     @property
     def finished(self) -> bool:
-        return self.steps >= self.planned > 0
+        return self.steps >= self.planned > 0 or bool(self.ended)
 
 
 def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Checkpoint | None) -> Trained:
@@ -36,17 +41,20 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Chec
     if checkpoint is not None:
         load_weights(trainer.policy, checkpoint.folder)
         runs.forget_after(run, checkpoint.step)
-        if checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left to do
-            return _written(
-                trainer.policy, run, Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint))
-            )
+        told = read_json(run.progress) or {}
+        concluded = (read_json(run.summary) or {}).get("steps")  # a run that ended early goes on where it was summed up
+        early = told.get("ended") and concluded != told["steps"] == checkpoint.step
+        if early or checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left
+            end = (told["ended"], told["code"]) if early else ()
+            done = Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint), *end)
+            return _written(trainer.policy, run, done)
 
     def keep() -> Trained:
         state = trainer.state
-        trained = Trained(state.global_step, state.max_steps, trainer.train_seconds)
+        trained = Trained(state.global_step, state.max_steps, trainer.train_seconds, watch.stop.why, watch.stop.code)
         if trained.planned:  # else it did not get as far as the first step
             _written(trainer.policy, run, trained)
-        if not trained.finished:
+        if trained.steps < trained.planned:
             trainer.rescue()
         return trained
 

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 # Seconds a step has after a signal. A scheduler's SIGTERM is followed by a kill, after 30 s in Kubernetes and Slurm.
 AFTER_SIGTERM_S = 15.0
 AT_ONCE_S = 5.0
+HALTED = 3  # the exit code of a run that run.halt_on ended
 
 
 class GentleStop(TrainerCallback):
@@ -25,12 +26,14 @@ class GentleStop(TrainerCallback):
 
     number: of the signal that was asked with; None where none was. Both ends are kept by a second thread: where the
     training does not get there in time (a reward that never returns, or swallows what is raised in it), it saves what
-    there was before the step and ends the process.
+    there was before the step and ends the process. why, code: of an end that the run itself came to (`end`), with the
+    exit code; the rest of the job is done then.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.number: int | None = None
+        self.why, self.code = "", 0
         self._at_once = False
         self._update = threading.Lock()  # held while the weights move: half an update is none
         self._reached = threading.Event()  # the training got to its end by itself
@@ -39,6 +42,12 @@ class GentleStop(TrainerCallback):
     def exit_code(self) -> int:
         """As a shell has it for a process that a signal ended."""
         return 128 + (self.number or signal.SIGINT)
+
+    def end(self, control: Any, why: str, code: int = 0) -> None:
+        """End the training after the step in hand, with a checkpoint of it."""
+        self.why, self.code = why, max(code, self.code)
+        control.should_training_stop = control.should_save = True
+        self.console.print(f"The training ends here: {why}", style="bold yellow", highlight=False, soft_wrap=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._update.acquire()  # for ever, where the second thread has begun to save

@@ -154,7 +154,8 @@ class RecordingTrainer(ResumingTrainer):
         output["informative"] = self._informative(len(inputs))
         tokens = output["completion_mask"].sum(dim=1)
         self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
-        extra |= self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs)
+        told = output["informative"].tolist()
+        extra |= self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs, told)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
         return output
@@ -226,6 +227,7 @@ def build_trainer(
     watch: Watch,
 ) -> RecordingTrainer:
     """TRL's trainer over our policy, data and rewards, with completions recorded in the run's folder."""
+    adds_up = config.grpo["multi_objective_aggregation"] == "sum_then_normalize"  # else weights come after the scale
     trainer = RecordingTrainer(
         model=policy.model,
         processing_class=policy.tokenizer,
@@ -234,7 +236,7 @@ def build_trainer(
         callbacks=watch.callbacks(),
         problems=problems,
         read=reading(policy),
-        record=Recorder(task, run),
+        record=Recorder(task, run, {reward.label: reward.weight for reward in rewards if adds_up}),
         skip=skip_choice(config)[0],
         policy=policy,
         facts={

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,16 @@ from transformers import TrainerCallback
 
 from llm_grpo import runs
 from llm_grpo.config.schema import Config
-from llm_grpo.diagnosis.drift import METRIC, Drift
+from llm_grpo.diagnosis.live import CHECKS, Doctor
 from llm_grpo.files import swap_in, write_json
+from llm_grpo.planning.batch import explain_batch
+from llm_grpo.report.notices import say_finding
 from llm_grpo.report.page import write_report
 from llm_grpo.report.tables import sample_text
 from llm_grpo.runs import Run
-from llm_grpo.training.stopping import GentleStop
+from llm_grpo.training.stopping import HALTED, GentleStop
+
+MOST_SHOWN = 2000  # characters of a completion that is kept as evidence
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Watch:
     bar: ProgressBar
     metrics: MetricsFile
     samples: SampleEvery
-    drift: DriftWarning
+    doctor: LiveDoctor
     report: ReportRefresh
 
     def callbacks(self) -> list[TrainerCallback]:
@@ -57,20 +63,37 @@ class MetricsFile(TrainerCallback):
             runs.append_jsonl(self.run.metrics, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
 
 
-class DriftWarning(TrainerCallback):
-    """Says once, with the likely causes, when engine and trainer disagree on the tokens that were sampled."""
+class LiveDoctor(TrainerCallback):
+    """Says what goes wrong while it does (diagnosis/live.py), keeps it in findings.jsonl with two completions that show
+    it, and ends the run where run.halt_on names it."""
 
-    def __init__(self, console: Console, run: Run | None = None) -> None:
-        self.console, self.drift, self.run = console, Drift(), run
+    STEPS, GROUPS = 20, 100  # of a mean that says something, at least
+
+    def __init__(self, config: Config, run: Run, console: Console, stop: GentleStop) -> None:
+        self.config, self.run, self.console, self.stop = config, run, console, stop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for row in runs.read_jsonl(self.run.metrics) if self.run else ():
-            self.on_log(args, state, control, row) if METRIC in row and not self.drift.warned else None
+        batch = explain_batch(self.config)
+        updates = max(self.STEPS, self.GROUPS / batch.prompts_per_update)
+        a_line = max(state.logging_steps, batch.updates_per_generation)  # updates between two lines with a reward
+        self.doctor = Doctor(max(1, min(math.ceil(updates / a_line), int(state.max_steps / a_line))))
+        for row in runs.read_jsonl(self.run.metrics):  # a resume: what was told is not told again, nor halted on
+            self.doctor.read(row)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        said = self.drift(logs[METRIC]) if logs and METRIC in logs else None
-        if said:
-            self.console.print(f"step {state.global_step}: {said}", style="yellow", highlight=False, soft_wrap=True)
+        for finding in self.doctor.read({"step": state.global_step, **logs}) if logs and "loss" in logs else ():
+            told = asdict(finding) | {"evidence": self._evidence(finding.name)}
+            runs.append_jsonl(self.run.findings, [told])
+            say_finding(self.console, told)
+            if finding.name in self.config.run.halt_on:
+                self.stop.end(control, f"run.halt_on names {finding.name}. {finding.said}", HALTED)
+
+    def _evidence(self, name: str) -> list[dict[str, Any]]:
+        """Two completions of the newest generation batch."""
+        rows = (row for file in self.run.completion_files()[-1:] for row in runs.read_jsonl(file))
+        shown = heapq.nlargest(2, rows, key=CHECKS[name].shows)
+        kept = ("step", "id", "strict", "advantage", "completion")
+        return [{key: row[key] for key in kept} | {"completion": row["completion"][:MOST_SHOWN]} for row in shown]
 
 
 class ProgressBar(TrainerCallback):
@@ -113,16 +136,28 @@ class ProgressBar(TrainerCallback):
 
 
 class Validation(TrainerCallback):
-    """Evaluate every N steps and at the end; keep the weights with the best strict accuracy (ties: the later one)."""
+    """Evaluate every N steps and at the end; keep the weights with the best strict accuracy (ties: the later one).
+
+    After `patience` evaluations in a row that did not raise it, the training ends (0: never).
+    """
 
     def __init__(
-        self, run: Run, every: int, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]
+        self,
+        config: Config,
+        run: Run,
+        evaluate: Callable[[], dict[str, Any]],
+        save: Callable[[Path], None],
+        stop: GentleStop,
     ) -> None:
-        self.run, self.every, self.evaluate, self.save = run, every, evaluate, save
+        self.run, self.evaluate, self.save, self.stop = run, evaluate, save, stop
+        self.every, self.patience = config.evaluation.every_steps, config.evaluation.patience
+        self.highest, self.in_vain = -1.0, 0  # strict accuracy, and the evaluations since then
         self.metrics: dict[str, list[float]] | None = None  # TRL's, set once there is a trainer
         self.postponed = False  # the validation of the step in hand waits for the resume
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for row in runs.read_jsonl(self.run.validation):  # of a run that goes on
+            self._count(row["strict_accuracy"])
         if self.every and state.global_step == 0:
             self._validate(0)
 
@@ -132,11 +167,20 @@ class Validation(TrainerCallback):
         self.postponed = bool(due) and control.should_training_stop and not last  # a stop is not held up by it
         if due and not self.postponed:
             self._validate(state.global_step)
+            if 0 < self.patience <= self.in_vain and not last:
+                best = f"the best are those of step {self.run.best_validation()['step']}"
+                said = f"validation has not risen above {self.highest:.1%} in {self.in_vain} evaluations; {best}"
+                self.stop.end(control, f"{said} (evaluation.patience).")
+
+    def _count(self, accuracy: float) -> None:
+        self.in_vain = 0 if accuracy > self.highest else self.in_vain + 1
+        self.highest = max(self.highest, accuracy)
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
         report = self.evaluate()
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
+        self._count(report["strict_accuracy"])
         if step and report["strict_accuracy"] >= self.run.best_validation().get("strict_accuracy", -1):
             draft = self.run.best.with_name(f".{self.run.best.name}.measured")
             self.save(draft)
@@ -179,13 +223,14 @@ def watch(
     config: Config, run: Run, console: Console, evaluate: Callable[[], dict[str, Any]], save: Callable[[Path], None]
 ) -> Watch:
     """All of the above for one run. evaluate: () -> a validation report; save: a folder -> the weights are in it."""
+    stop = GentleStop(console)
     return Watch(
-        GentleStop(console),
-        Validation(run, config.evaluation.every_steps, evaluate, save),
+        stop,
+        Validation(config, run, evaluate, save, stop),
         ProgressBar(console),
         MetricsFile(run),
         SampleEvery(run, config.logging.sample_every, console),
-        DriftWarning(console, run),
+        LiveDoctor(config, run, console, stop),
         ReportRefresh(run),
     )
 
