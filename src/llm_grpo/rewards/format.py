@@ -1,7 +1,7 @@
 """Does the completion have the form that was asked for: three of the five published rewards, corrected.
 
 The published ones are regular expressions with `.*?`; here they are the same questions asked of tag positions, because
-a lazy pattern is quadratic on thousands of open tags. tests/test_rewards_format.py holds them against the patterns.
+a lazy pattern is quadratic on thousands of open tags. tests/test_rewards_published.py holds them against the patterns.
 """
 
 from __future__ import annotations
