@@ -2,6 +2,7 @@
 
 python src/doctor.py --config configs/demo.yaml
 python src/doctor.py --config configs/grpo.yaml --json
+python src/doctor.py --config configs/grpo.yaml --fit 24GB      # values that fit such a card, to be given to train.py
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ MARKS = {"ok": ("ok", "green"), "look": ("look", "yellow"), "fault": ("FAULT", "
 
 
 def main(argv: list[str] | None = None) -> int:
+    from llm_grpo.planning.card import card_bytes, fit
     from llm_grpo.planning.doctor import examine
 
     args = arguments().parse_intermixed_args(argv)
     config = load_config(args.config, args.overrides)
+    if args.fit:
+        print(" ".join(fit(config, card_bytes(args.fit))))
+        return 0
     findings = examine(config)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
@@ -34,6 +39,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument("--config", required=True, metavar="YAML", help="for example configs/grpo.yaml")
     parser.add_argument("--json", action="store_true", help="the findings as JSON on standard output")
+    parser.add_argument(
+        "--fit", metavar="24GB", help="write the values that fit a card of so much memory, as overrides"
+    )
     command.add_overrides(parser)
     return parser
 

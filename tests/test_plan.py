@@ -6,6 +6,7 @@ import json
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -13,7 +14,8 @@ from conftest import ROOT
 from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import explain_batch
-from llm_grpo.planning.memory import checkpoint_bytes, training_bytes
+from llm_grpo.planning.card import card_bytes, fit, largest, memory_rows
+from llm_grpo.planning.memory import checkpoint_bytes, memory_of
 from llm_grpo.planning.plan import check_window, explain
 from llm_grpo.planning.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
 
@@ -81,7 +83,11 @@ MEMORY = [  # bytes per value of what is trained, then of the frozen rest
     (("lora=null", "grpo.optim=sgd"), 1_235_814_400 * (4 + 4), "no moments"),
     (("lora=null", "grpo.beta=0.1"), 1_235_814_400 * (4 + 4 + 8 + 4), "a KL term needs the starting weights again"),
     (("grpo.beta=0.1",), 45_088_768 * (4 + 4 + 8) + 1_235_814_400 * 2, "a LoRA has them in its base, in 16 bit"),
-    (("model.load_in_4bit=true",), 45_088_768 * 16 + 1_235_814_400 * 2 - 973_078_528 * 3 // 2, "projections in 4 bit"),
+    (
+        ("model.load_in_4bit=true",),
+        45_088_768 * 16 + (1_235_814_400 - 973_078_528) * 2 + 973_078_528 * (32 * 256 + 256 + 4) // (64 * 256),
+        "projections in 4 bit with their scales, the rest in 16",
+    ),
 ]
 
 
@@ -91,13 +97,15 @@ def test_memory_to_train_a_1_b_llama_by_hand(overrides: tuple[str, ...], size: i
     # Llama-3.2-1B: hidden 2048, 32 heads and 8 key-value heads of 64, inner 8192, 16 layers
     per_layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192
     assert 16 * per_layer == 973_078_528 and 45_088_768 == 16 * 64 * (2 * 4096 + 2 * 2560 + 3 * 10240)
-    assert training_bytes(config, KNOWN_SHAPES[config.model.name]) == size, why
+    plan = memory_of(config, KNOWN_SHAPES[config.model.name], gpu=True)
+    assert plan.base + plan.trained + plan.gradients == size, why
 
 
 def test_training_all_weights_is_held_against_a_lora() -> None:
-    rows = dict(explain(load_config(ROOT / "configs" / "qa_llama1b.yaml", ["lora=null"], environment={}), None))
-    said = rows["memory to train"]
-    assert said.startswith("19.77 GB: 1,235.8 M of 1,235.8 M values trained, 4 (weight) + 4 (gradient) + 8 (optimiser)")
+    config = load_config(ROOT / "configs" / "qa_llama1b.yaml", ["lora=null"], environment={})
+    rows = dict(memory_rows(config, gpu=True))
+    said = rows["memory: what is trained"]
+    assert said.startswith("19.77 GB: 1,235.8 M of 1,235.8 M values, 4 (weight) + 4 (gradient) + 8 (optimiser)")
     assert said.endswith("a LoRA of rank 64 would take 3.19 GB")
 
 
@@ -225,3 +233,107 @@ def test_a_person_reads_shares_and_disk() -> None:
     assert "GB" in rows["disk for checkpoints"]
     unknown = dict(explain(load_config(REFERENCE, ["model.name=some/other"], environment={}), None))
     assert "not known" in unknown["disk for checkpoints"] and "share of the data seen" not in unknown
+
+
+def plan_of(name: str, *overrides: str, gpu: bool = True, card: float | None = None) -> tuple[Any, Any]:
+    config = load_config(ROOT / "configs" / f"{name}.yaml", overrides, environment={})
+    return config, memory_of(config, model_shape(config.model.name), gpu, card)
+
+
+def test_a_card_by_hand() -> None:
+    """Qwen2.5-3B in bfloat16: 36 layers, 2 key-value heads of 128, hidden 2048, inner 11008, vocabulary 151936."""
+    _, plan = plan_of("gpu_80gb")
+    assert plan.cache == 64 * 4096 * 36 * 2 * 256 * 2 and plan.copy == 0, "64 sequences, over the policy's weights"
+    whole, parts = 16 * 4096, 6 * 2048 + 4 * 2048 + 4 * 11008 + 7 * 64 + 2 * 2048 + 3 * 11008
+    assert plan.activations == whole * 2 * (2 * 2048 + parts), (
+        "one layer, and the input of two: the host has the others"
+    )
+    chunk = 512  # 16 x 2,048 answers x 2,048 / 151,936 would be 441, and fewer than 512 are not taken
+    assert plan.logits == chunk * 151_936 * 6 + 3 * whole * 2048 * 2, "float32 and its gradient, then the hidden states"
+    assert plan.at_most == sum(value for name, value in vars(plan).items() if name not in ("lent", "gpu"))
+
+
+ENGINES = [  # overrides, what changes
+    (
+        ["rollouts.engine=vllm"],
+        lambda plan, plain: plan.copy == 2 * 3_085_938_688,
+        "a 16-bit copy beside a 4-bit policy",
+    ),
+    (["rollouts.engine=transformers"], lambda plan, plain: plan.generation > plan.cache == plan.engine == 0, "its own"),
+    (["grpo.gradient_checkpointing=false"], lambda plan, plain: plan.activations > 20 * plain.activations, "36 layers"),
+    (["rollouts.standby=true"], lambda plan, plain: plan.at_most < plain.at_most, "the cache is lent"),
+    (["grpo.optim=paged_adamw_32bit"], lambda plan, plain: plan.trained == plain.trained * 2, "8 bytes in place of 2"),
+    (["lora=null", "model.load_in_4bit=false"], lambda plan, plain: plan.base == 0 < plan.gradients, "all are trained"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "holds", "why"), ENGINES, ids=[row[0][0] for row in ENGINES])
+def test_what_changes_the_plan(overrides: list[str], holds: Any, why: str) -> None:
+    _, plain = plan_of("gpu_16gb", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=16")
+    more = ["grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=16"]
+    assert holds(plan_of("gpu_16gb", *more, *overrides)[1], plain), why
+
+
+def test_a_mixture_of_experts_has_weights_and_no_guess(tmp_path: Path) -> None:
+    shape = {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 99,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    config, plan = plan_of("grpo", f"model.name={tmp_path}")
+    assert plan.base > 2 * 2 * 4 * 3 * 64 * 96, "the experts stay in 16-bit" and plan.at_most is None
+    assert dict(explain(config, None))["memory in all, at most"].startswith("not known")
+    with pytest.raises(UserError, match="mixture of experts"):
+        fit(config, 24e9)
+
+
+FITS = [
+    ("grpo_64", 12),
+    ("grpo_64", 16),
+    ("grpo_64", 24),
+    ("gpu_80gb", 16),
+    ("gpu_80gb", 24),
+    ("grpo", 80),
+    ("gpu_24gb", 24),
+]
+
+
+@pytest.mark.parametrize("engine", ["unsloth", "vllm", "transformers"])
+@pytest.mark.parametrize(("name", "gigabytes"), FITS)
+def test_what_fits_a_card_is_the_same_learning(name: str, gigabytes: int, engine: str) -> None:
+    words = [f"rollouts.engine={engine}"]
+    before, _ = plan_of(name, *words)
+    try:
+        fitted = fit(before, gigabytes * 1e9)
+    except UserError as error:
+        assert engine == "vllm" and gigabytes < 24 and "does not fit" in str(error)
+        return
+    config, plan = plan_of(name, *words, *fitted, card=gigabytes * 1e9)
+    assert (
+        plan.at_most <= gigabytes * 1e9
+        and largest(config, model_shape(config.model.name), gigabytes * 1e9)[:7] == "it fits"
+    )
+    old, new = explain_batch(before), explain_batch(config)
+    assert (old.completions_per_update, old.prompts_per_generation) == (
+        new.completions_per_update,
+        new.prompts_per_generation,
+    )
+    assert any(word.startswith("model.gpu_memory") for word in fitted) == (
+        engine == "vllm" or engine == "unsloth" and name != "gpu_24gb"
+    )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    config = load_config(REFERENCE, environment={})
+    with pytest.raises(UserError, match=r"does not fit 4 GB.*max_seq_length"):
+        fit(config, card_bytes("4 GB"))
+    for wrong in ("many", "0", "24TB"):
+        with pytest.raises(UserError, match="such as 24GB"):
+            card_bytes(wrong)
+
+
+@pytest.mark.parametrize("gigabytes", [16, 24, 80])
+def test_the_header_of_a_gpu_config_is_the_plan(gigabytes: int) -> None:
+    """Where it is not: paste what is expected."""
+    file = ROOT / "configs" / f"gpu_{gigabytes}gb.yaml"
+    rows = memory_rows(load_config(file, environment={}), gpu=True, card=gigabytes * 1e9)
+    assert "".join(f"#   {what}: {said}\n" for what, said in rows) in file.read_text()
+    assert rows[-1][1].startswith("it fits")

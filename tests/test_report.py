@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from browser import Browser, find_chromium, wait_for
 from conftest import run_script
+from rich.console import Console
 
 from llm_grpo import runs
 from llm_grpo.config.loading import load_config
+from llm_grpo.errors import UserError
 from llm_grpo.files import write_json
 from llm_grpo.report import rollouts
 from llm_grpo.report.page import as_script, templates, write_report
 from llm_grpo.report.svg import Line, chart
+from llm_grpo.report.tables import spent_text
 from llm_grpo.runs import Run
+from llm_grpo.training.watching import ProgressBar
 
 needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no chromium on the path")
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> \u202eright to left\u2028"
@@ -50,7 +56,8 @@ def made_run(
     run = runs.create(load_config("configs/demo.yaml", overrides))
     for step in range(1, steps + 1):
         row = {"step": step, "reward": step / 10, "loss": 0.1, "frac_reward_zero_std": 0.5, "accuracy": 0.5,
-               "format_rate": 1.0, "step_time": 2.0, "seconds/generation": 1.2, "seconds/update": 0.6}  # fmt: skip
+               "format_rate": 1.0, "step_time": 2.0, "seconds/generation": 1.2, "seconds/update": 0.6,
+               "seconds/other": 0.2}  # fmt: skip
         runs.append_jsonl(run.metrics, [row])
         rows = [
             {"step": step, **item(f"p/{prompt}", bool(answer), text), "advantage": float(answer),
@@ -91,7 +98,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 
 def test_what_stands_on_the_page(tmp_path: Path) -> None:
     page = write_report(made_run(tmp_path)).read_text(encoding="utf-8")
-    for expected in ("gained 2", "lost 1", "McNemar p", "Seconds of a step: 2.00 s", "the rest 0.20 s (10%)",
+    for expected in ("gained 2", "lost 1", "McNemar p", "Seconds of a step: 2.00 s", "other 0.20 s (10%)",
                      "Groups that teach something", "grpo.learning_rate", "What is t/0?",
                      "1: solved from 1 at step 3 to 1 at step 6", "Change: task.", "p/1, step 5, wrong"):  # fmt: skip
         assert expected in page, expected
@@ -168,3 +175,33 @@ def test_charts(values: list[tuple[float, float]], reason: str) -> None:
 def test_json_cannot_close_its_element() -> None:
     text = str(as_script([HOSTILE, "\ud800"]))
     assert "<" not in text and json.loads(text)[0] == HOSTILE
+
+
+def test_hours_become_money(tmp_path: Path) -> None:
+    import report as script
+
+    run = made_run(tmp_path)
+    with pytest.raises(UserError, match="has no summary"):
+        script.main([str(run.folder), "--price_per_hour", "2.5"])
+    spent = {"hours": 4.0, "device": "a card", "price_per_hour": None, "tokens_generated": 9e6, "tokens_updated": 3e6,
+             "wasted_share": 0.31, "memory_planned_gb": 10.0, "memory_peak_gb": 9.5}  # fmt: skip
+    write_json(run.summary, {"spent": spent, "train_seconds": 14400.0, "evaluated": "adapter", "diagnoses": []})
+    assert script.main([str(run.folder), "--price_per_hour", "2.5"]) == 0
+    said = spent_text(json.loads(run.summary.read_text()))
+    for expected in ("4.00 hours of training on a card, 10.00 at 2.5 an hour", "9,000,000 tokens drawn, 3,000,000 learnt",
+                     "31% of the time went into groups that taught nothing", "planned at most 10.00 GB, measured 9.50 GB"):  # fmt: skip
+        assert expected in said and expected in run.report.read_text()
+    assert spent_text({"spent": {"tokens_generated": 1}}) == "", "a run from before"
+
+
+def test_the_time_left_is_known_where_a_step_takes_long() -> None:
+    """rich looks back 30 seconds unless it is told otherwise, and a step on a GPU takes longer."""
+    lines = io.StringIO()
+    bar, clock = ProgressBar(Console(file=lines, width=200)), [0.0]
+    bar.bar.get_time = lambda: clock[0]
+    state = SimpleNamespace(max_steps=20, global_step=0)
+    bar.on_train_begin(None, state, None)
+    for state.global_step in range(1, 11):
+        clock[0] += 60.0
+        bar.on_log(None, state, None, {"loss": 0.0, "reward": 1.0})
+    assert lines.getvalue().splitlines()[-1].endswith("0:10:00 left"), lines.getvalue()

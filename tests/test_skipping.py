@@ -297,6 +297,8 @@ def test_what_the_compute_went_into(tiny: Path) -> None:  # noqa: F811
     kept, lengths = skipping.teaching(batch), batch["completion_mask"].sum(dim=1)
     assert logged["informative_share"] == 0.5 and logged["rollouts_per_informative_group"] == 8
     assert logged["tokens_generated"] == lengths.sum() and logged["tokens_updated"] == lengths[kept].sum()
+    phases = sum(logged[f"seconds/{name}"] for name in ("generation", "rewards", "update", "other"))
+    assert phases == pytest.approx(logged["step_time"])
     assert 0 < logged["padding_share"] < 0.8 and 0 < logged["wasted_share"] < 1
     assert "updated_rows/clip_ratio/region_mean" in logged and "clip_ratio/region_mean" not in logged
     whole = of_run([logged, {**logged, "step": 3}])

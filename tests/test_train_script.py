@@ -35,6 +35,9 @@ def test_the_summary_has_the_promised_keys(demo_run) -> None:
     assert {"gained", "lost", "p_value"} <= set(summary["paired"])
     assert summary["steps"] == 4 and summary["seed"] == 0 and summary["train_seconds"] > 0
     assert summary["evaluated"].startswith("adapter_best, step ")
+    spent = summary["spent"]
+    assert spent["hours"] == pytest.approx(summary["train_seconds"] / 3600, abs=1e-4)
+    assert 0.3 < spent["memory_planned_gb"] / spent["memory_peak_gb"] < 2, spent
 
 
 def test_the_environment_names_versions_and_choices_and_no_variable(demo_run) -> None:

@@ -30,7 +30,8 @@ MAY_CHANGE = (
     *("run.name", "run.output_dir", "logging.", "merge.", "evaluation.every_steps", "evaluation.batch_size"),
     *("run.halt_on", "evaluation.patience"),
     *("grpo.logging_steps", "grpo.save_steps", "grpo.save_total_limit", "grpo.max_steps", "grpo.num_train_epochs"),
-    *("model.gpu_memory_utilization", "rollouts.standby", "grpo.torch_empty_cache_steps"),
+    *("run.rehearse", "run.price_per_hour", "model.gpu_memory_utilization", "rollouts.standby"),
+    "grpo.torch_empty_cache_steps",
 )
 LIMITS = (".workers", ".timeout_s", ".memory_gb")  # of a reward: where it runs, not what it says
 ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not look at the number of steps

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import seams
+import torch
 from conftest import ROOT, SMALL, TINY
+from test_fitting import close, updates
+from test_skipping import SIXTEEN
 from test_training import trained
 from test_verification import LEVELS, SETTINGS, build, one_thread, tiny  # noqa: F401  (fixtures)
 
@@ -43,6 +46,17 @@ def test_the_update_is_the_formula(tiny: Path, loss_type: str, level: str, beta:
 def test_four_bits(tiny: Path) -> None:  # noqa: F811
     found = verify_update(build(tiny, "model.load_in_4bit=true", "grpo.beta=0.1"), off_policy=True)
     assert found.ok, found
+
+
+@pytest.mark.parametrize("overrides", [[], ["grpo.beta=0.1"]], ids=["skip", "KL, all rows"])
+def test_an_update_is_halved_and_rehearsed_without_a_trace(tiny: Path, overrides: list[str]) -> None:  # noqa: F811
+    """Its loss takes other tensors than TRL's, and tells padding by the id."""
+    words, skip = [*SIXTEEN, *overrides], not overrides
+    _, whole, losses, _ = updates(tiny, *words, skip=skip)
+    _, rehearsed, losses_rehearsed, said = updates(tiny, *words, skip=skip, rehearse=True)
+    assert losses_rehearsed == losses and all(map(torch.equal, rehearsed, whole)) and said[0].startswith("rehearsed")
+    _, halved, losses_halved, said = updates(tiny, *words, skip=skip, card=(3, "backward"))
+    assert close(halved[0], whole[0]) and losses_halved[0] == pytest.approx(losses[0], abs=1e-5) and said
 
 
 def test_every_seam_is_called_for_what_it_is_read_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

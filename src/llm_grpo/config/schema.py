@@ -73,6 +73,8 @@ class RunSection(Section):
     output_dir: Place = "outputs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     halt_on: list[Literal[tuple(CHECKS)]] = []  # findings of the doctor that end the run; docs/diagnoses.md
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None  # of the machine; the hours of a run become money
+    rehearse: bool = False  # an update of the longest batch before step 1, thrown away: does it fit the memory?
 
 
 class ModelSection(Section):

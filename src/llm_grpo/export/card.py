@@ -23,7 +23,7 @@ from llm_grpo.export.source import shown
 from llm_grpo.files import read_jsonl, write_text
 from llm_grpo.problems import system_prompt, worked_examples
 from llm_grpo.prompts import with_system
-from llm_grpo.report.tables import NAMES, interval, p_value
+from llm_grpo.report.tables import NAMES, interval, p_value, spent_text
 from llm_grpo.runs import Run, is_whole_model, last_step
 
 FILE = "README.md"
@@ -119,6 +119,7 @@ def card(subject: Subject) -> str:
         proof=read_proof(subject.merged) if subject.merged else None,
         environment=_read(run.environment) if run else None,
         steps=list(read_jsonl(run.metrics)) if run else None,
+        spent=spent_text(_read(run.summary)) if run else "",
         system=system,
         shots=shots,
         opening=[repr(message) for message in with_system([], system, shots)],

@@ -98,10 +98,7 @@ def engine(config: Config) -> Iterator[Finding]:
     name, reason = choose_engine(config.rollouts.engine, training=config)
     yield Finding("engine", "ok", f"{name}: {reason}")
     four_bit, reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
-    if four_bit and importlib.util.find_spec("bitsandbytes") is None:
-        do = "pip install bitsandbytes, or model.load_in_4bit=false"
-        yield Finding("4-bit", "fault", "bitsandbytes is not installed", do)
-    elif four_bit and name != "transformers" and has_gpu() and _version("vllm-bnb-plugin") is None:
+    if four_bit and name != "transformers" and has_gpu() and _version("vllm-bnb-plugin") is None:
         yield Finding("4-bit", "fault", "vLLM reads 4-bit weights by a plugin", "pip install vllm-bnb-plugin")
     else:
         yield Finding("4-bit", "ok", f"{'yes' if four_bit else 'no'}: {reason}")
@@ -127,21 +124,27 @@ def model(config: Config) -> Iterator[Finding]:
 
 
 def memory(config: Config) -> Iterator[Finding]:
-    """What training takes, against what the card has."""
-    from llm_grpo.planning.memory import training_bytes
+    """What the plan says it takes, against what the card, or the machine, has."""
+    from llm_grpo.planning.card import memory_rows
+    from llm_grpo.planning.memory import memory_of
     from llm_grpo.planning.shapes import model_shape
 
-    shape = model_shape(config.model.name)
-    if shape is None:
-        yield Finding(
-            "memory", "look", "not known: the shape of this model is not", "watch memory_peak_gb in metrics.jsonl"
-        )
+    gpu, shape = has_gpu(), model_shape(config.model.name)
+    have = hardware()["gpu_memory_gb"] * 1e9 if gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = memory_of(config, shape, gpu, have).at_most if shape else None
+    (*rows, (what, found)) = memory_rows(config, gpu, have if gpu else None)
+    yield from (Finding(*row[:1], "ok", *row[1:]) for row in rows)
+    if needed is None:
+        yield Finding(what, "look", found, "watch memory_peak_gb in metrics.jsonl")
         return
-    needed, have = training_bytes(config, shape) / 1e9, hardware().get("gpu_memory_gb")
-    said = f"{needed:.2f} GB for weights, gradients and optimiser; activations and generation on top"
-    fits = have is None or needed < have
-    do = "model.load_in_4bit=true, or a smaller lora.r" if not fits else ""
-    yield Finding("memory", "ok" if fits else "fault", f"{said}{f', of {have} GB' if have else ''}", do)
+    said, do = (
+        f"{found}; there are {have / 1e9:.1f} GB",
+        f"src/doctor.py --fit {have / 1e9:.0f}GB writes values that fit",
+    )
+    if needed < have:
+        yield Finding(what, "ok", said)
+    else:
+        yield Finding(what, "fault", said, do if gpu else "take a smaller model or batch")
 
 
 def disk(config: Config) -> Iterator[Finding]:
@@ -211,15 +214,13 @@ def data(config: Config) -> Iterator[Finding]:
 
 
 def batch(config: Config) -> Iterator[Finding]:
-    """The batch arithmetic in a sentence; what cannot work was refused when the config was read."""
-    from llm_grpo.planning.batch import explain_batch
+    """The batch as the plan explains it; what cannot work was refused when the config was read."""
+    from llm_grpo.planning.plan import explain
 
-    of = explain_batch(config)
-    at_once = of.completions_per_generation
-    said = f"{of.prompts_per_generation} prompts x {of.num_generations} = {at_once} completions at once"
-    few = has_gpu() and at_once < 32
-    do = "vLLM is far faster with 32 and more: raise grpo.steps_per_generation" if few else ""
-    yield Finding("batch", "look" if few else "ok", f"{said}, {of.completions_per_update} an update", do)
+    rows = dict(explain(config, None))
+    said = rows["a generation batch"]
+    do = "raise grpo.steps_per_generation, or take configs/grpo_64.yaml" if "few for vLLM" in said else ""
+    yield Finding("batch", "look" if do else "ok", f"{said}; an update: {rows['an update']}", do)
 
 
 def rewards(config: Config) -> Iterator[Finding]:

@@ -5,18 +5,12 @@ All of it is arithmetic on the config, the number of training examples and the m
 
 from __future__ import annotations
 
-from llm_grpo.config.schema import Config, LoraSection, ModelSection
+from llm_grpo.config.schema import Config, ModelSection
 from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import Batch, explain_batch
-from llm_grpo.planning.memory import (
-    TRAINED_BYTES,
-    checkpoint_bytes,
-    completions_bytes,
-    optimizer_bytes,
-    trained_parameters,
-    training_bytes,
-)
-from llm_grpo.planning.shapes import model_parameters, model_shape, positions, read_shape
+from llm_grpo.planning.card import UNKNOWN_SHAPE, memory_rows
+from llm_grpo.planning.memory import checkpoint_bytes, completions_bytes, on_gpu
+from llm_grpo.planning.shapes import positions, read_shape
 from llm_grpo.planning.skipping import skip_choice
 
 
@@ -54,7 +48,7 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         rows.append(("an epoch", f"{updates:,.0f} updates over {train_examples:,} training prompts"))
         rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
     rows.append(("rows that teach nothing", skip_choice(config)[1]))
-    rows.append(("memory to train", _memory(config)))
+    rows += memory_rows(config, on_gpu(config))
     rows.append(("disk for checkpoints", _disk(config)))
     if batch.updates is not None:
         size = completions_bytes(config, batch.prompts_seen * batch.num_generations)
@@ -71,25 +65,6 @@ def _idle(config: Config, batch: Batch) -> str:
 
 def _prompts(count: float) -> str:
     return f"{count:,g} prompt{'' if count == 1 else 's'}"
-
-
-UNKNOWN_SHAPE = "not known: the model's config.json is not at hand, or of a kind that is not counted here"
-
-
-def _memory(config: Config) -> str:
-    """What is trained and what that takes; where all weights are, what a LoRA would take instead."""
-    shape = model_shape(config.model.name)
-    if shape is None:
-        return UNKNOWN_SHAPE
-    values, of = trained_parameters(config, shape), model_parameters(shape)
-    per_value = f"{TRAINED_BYTES} (weight) + {TRAINED_BYTES} (gradient) + {optimizer_bytes(config)} (optimiser) bytes"
-    said = f"{training_bytes(config, shape) / 1e9:.2f} GB: {values / 1e6:,.1f} M of {of / 1e6:,.1f} M values trained"
-    said += f", {per_value} each; activations and generation on top"
-    if config.lora is None:
-        lora = LoraSection()
-        instead = training_bytes(config.model_copy(update={"lora": lora}), shape)
-        said += f"; a LoRA of rank {lora.r} would take {instead / 1e9:.2f} GB"
-    return said
 
 
 def _disk(config: Config) -> str:

@@ -190,6 +190,24 @@ def _head_dim(shape: Shape) -> int:
     return shape.get("head_dim") or family_of(shape).head_dim or shape["hidden_size"] // shape["num_attention_heads"]
 
 
+def cache_values(shape: Shape) -> int:
+    """Values of the key-value cache for one token of one sequence."""
+    width = shape["hidden_size"] if shape.get("model_type") == "gpt2" else _head_widths(shape)[1]
+    return 2 * shape["num_hidden_layers"] * width
+
+
+def layer_values(shape: Shape, rank: int) -> tuple[int, int]:
+    """(kept, passing) values a token in one dense layer: what autograd keeps of its forward pass for the backward pass,
+    and gradients that are there for a moment besides.
+
+    Kept: norms and residuals, queries and the attention's result, keys and values repeated for all heads, four times
+    the inner width (gate, up, what the activation makes of it, their product), and a LoRA's rank for each projection.
+    """
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    heads = hidden if shape.get("model_type") == "gpt2" else _head_widths(shape)[0]
+    return 6 * hidden + 4 * heads + 4 * inner + rank * len(projection_sizes(shape)), 2 * hidden + 3 * inner
+
+
 def model_parameters(shape: Shape) -> int:
     """All weights: embeddings, projections with their biases, experts with their router, norms."""
     hidden, family, is_gpt2 = shape["hidden_size"], family_of(shape), shape.get("model_type") == "gpt2"

@@ -39,6 +39,12 @@ def skip_choice(config: Config) -> tuple[bool, str]:
     return True, "on: answers of groups that all earn the same have no gradient and are left out of the update"
 
 
+def faults_of_parts(grpo: dict[str, Any]) -> list[str]:
+    """Why an update would change where all its rows go through in smaller parts; [] where it would not. A KL term is
+    added up token by token as the loss is, and nothing is cut."""
+    return list(_faults({name: value for name, value in grpo.items() if name not in ("beta", "pad_to_multiple_of")}))
+
+
 def _faults(grpo: dict[str, Any]) -> Iterator[str]:
     if grpo["loss_type"] not in LOSS_TYPES:
         yield f"grpo.loss_type={grpo['loss_type']} is not known here"

@@ -21,7 +21,7 @@ from llm_grpo.files import read_json, read_jsonl, write_text
 from llm_grpo.report.curves import charts, logged
 from llm_grpo.report.rollouts import shown_groups
 from llm_grpo.report.svg import Line, bars, chart
-from llm_grpo.report.tables import comparison_rows, share
+from llm_grpo.report.tables import comparison_rows, share, spent_text
 from llm_grpo.runs import Run
 
 HERE = Path(__file__).parent
@@ -44,6 +44,7 @@ def write_report(run: Run, other: Run | None = None, target: Path | None = None)
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         rollouts=as_script(facts["groups"]),
         share=share,
+        spent=spent_text(facts["summary"]) if facts["summary"] else "",
     )
     target = target or run.report
     write_text(target, text)
@@ -88,16 +89,13 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Where the seconds of a step go, on average; what is not named is the rest of the step."""
+    """Where the seconds of a step go, on average."""
     timed = [row for row in rows if row.get("step_time")]
     if not timed:
         return None
     names = dict.fromkeys(key for row in timed for key in row if key.startswith("seconds/") and key.count("/") == 1)
-    means = {key.removeprefix("seconds/"): sum(row.get(key) or 0.0 for row in timed) / len(timed) for key in names}
-    step = sum(row["step_time"] for row in timed) / len(timed)
-    rest = step - sum(value for name, value in means.items() if name != "validation")
-    parts = [*means.items(), *([("the rest", rest)] if rest > 0.01 * step else [])]
-    return bars("Seconds of a step", parts, "s")
+    means = [(key.removeprefix("seconds/"), sum(row.get(key) or 0.0 for row in timed) / len(timed)) for key in names]
+    return bars("Seconds of a step", means, "s")
 
 
 def _time_line(rows: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

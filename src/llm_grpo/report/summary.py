@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ from llm_grpo.diagnosis.diagnoses import diagnose
 from llm_grpo.diagnosis.prospects import checked
 from llm_grpo.evaluation.comparison import compare
 from llm_grpo.evaluation.scoring import without_items
+from llm_grpo.files import read_json
+from llm_grpo.planning.memory import memory_of
+from llm_grpo.planning.shapes import model_shape
 from llm_grpo.report.confusion import draw_confusion
 from llm_grpo.report.notices import say_diagnoses, say_prospects
-from llm_grpo.report.tables import classes_table, comparison_table
+from llm_grpo.report.tables import classes_table, comparison_table, spent_text
 from llm_grpo.runs import Run
 from llm_grpo.training.spending import of_run
 
@@ -38,13 +42,27 @@ def summarise(
         "train_seconds": round(trained.seconds, 1),
         "ended": trained.ended,
         "evaluated": f"{run.chosen_weights().name}, step {run.chosen_step()} ({which})",
-        "spent": of_run(rows),
+        "spent": _spent(config, run, rows, trained.seconds),
         "prospects": checked(before.get("prospects"), rows, config.grpo["num_generations"]),
         "diagnoses": [*diagnose(after, rows), *(finding["said"] for finding in findings)],
         "findings": findings,
         "before": without_items(before),
         "after": without_items(after),
         "paired": compare(before, after),
+    }
+
+
+def _spent(config: Config, run: Run, rows: list[dict[str, Any]], train_seconds: float) -> dict[str, Any]:
+    """Time, tokens and memory of the training: `hours` are those of the updates, times the processes that trained."""
+    machine = read_json(run.environment) or {}
+    shape, card = model_shape(config.model.name), machine.get("gpu_memory_gb")
+    planned = memory_of(config, shape, bool(card), card and card * 1e9).allocated if shape else None
+    return of_run(rows) | {
+        "hours": train_seconds * int(os.environ.get("WORLD_SIZE", 1)) / 3600,
+        "device": machine.get("gpu") or f"{machine.get('torch_threads')} CPU threads",
+        "price_per_hour": config.run.price_per_hour,
+        "memory_planned_gb": planned and planned / 1e9,
+        "memory_peak_gb": max((row.get("memory_peak_gb") or 0.0 for row in rows), default=0.0),
     }
 
 
@@ -61,3 +79,4 @@ def say_result(
     say_prospects(console, summary)
     done = f"{summary['steps']} steps in {summary['train_seconds']:.0f} s of training"
     console.print(f"{done}; evaluated after: {summary['evaluated']}")
+    console.print(spent_text(summary))

@@ -128,6 +128,21 @@ def harmless(text: str) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN // 2] + cut + text[-SHOWN // 2 :]
 
 
+def spent_text(summary: Mapping[str, Any]) -> str:
+    """What a run cost: hours, money where a price is known, tokens, what taught nothing, memory against its plan. Empty
+    for a run whose summary is older than that."""
+    spent = summary.get("spent", {})
+    if "hours" not in spent:
+        return ""
+    said, price = f"{spent['hours']:.2f} hours of training on {spent['device']}", spent["price_per_hour"]
+    said += f", {spent['hours'] * price:,.2f} at {price:g} an hour" if price else ""
+    said += f"; {spent['tokens_generated']:,.0f} tokens drawn, {spent['tokens_updated']:,.0f} learnt from"
+    said += f"; {spent['wasted_share']:.0%} of the time went into groups that taught nothing"
+    planned, measured = spent["memory_planned_gb"], spent["memory_peak_gb"]
+    of_plan = "not known" if planned is None else f"{planned:.2f} GB"
+    return said + (f"; memory: planned at most {of_plan}, measured {measured:.2f} GB." if measured else ".")
+
+
 def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 

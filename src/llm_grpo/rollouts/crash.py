@@ -11,18 +11,22 @@ from llm_grpo.errors import UserError
 CPU_ALLOCATOR = "can't allocate memory"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
+
+
 @contextmanager
 def crash_told() -> Iterator[None]:
     """Raises UserError where an engine ran out of memory; other errors pass. vLLM runs in this process, so there is no
     worker that could be killed apart: a kill ends the run itself, and --resume goes on from the last checkpoint."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        said = (str(error).strip().splitlines() or ["no memory left"])[0]
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in said:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
+        said = (str(error).strip().splitlines() or ["no memory left"])[0]
         raise UserError(
             f"Generation ran out of memory ({said}). Lower model.gpu_memory_utilization and go on with --resume; "
             "or, in a new run, grpo.max_completion_length or the completions per generation "

@@ -31,7 +31,7 @@ from llm_grpo.training.watching import Validation
 
 # Plain values of the trainer that a step leaves behind and the next one reads. Whoever adds a counter adds its name.
 COUNTERS = ("_step", "_current_train_step_time", "_total_loss_scalar", "_globalstep_last_logged", "entropy_coef",
-            "_last_world_entropy", "train_seconds", "spent")  # fmt: skip
+            "_last_world_entropy", "train_seconds", "spent", "rows_that_fit")  # fmt: skip
 
 
 class ResumingTrainer(GRPOTrainer):
@@ -166,7 +166,7 @@ class ResumingTrainer(GRPOTrainer):
             setattr(self, name, value)
         if self.ref_model is not None and progress["reference"] is not None:
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(progress["reference"])
-        _put_back_random(progress["random"])
+        put_back_random(progress["random"])
         self._kept = progress
         if left := progress.get("step_end"):
             self._finish_step(left)
@@ -188,11 +188,11 @@ def progress_of(trainer: ResumingTrainer) -> dict[str, Any]:
         "loss": trainer._tr_loss.clone(),
         "counters": {name: getattr(trainer, name) for name in COUNTERS if hasattr(trainer, name)},
         "reference": trainer.accelerator.unwrap_model(trainer.ref_model).state_dict() if moves else None,
-        "random": _random(),
+        "random": random_states(),
     }
 
 
-def _random() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
     """The generators of python, numpy, torch and the GPU."""
     name, keys, *rest = numpy.random.get_state()
     return {
@@ -203,7 +203,7 @@ def _random() -> dict[str, Any]:
     }
 
 
-def _put_back_random(states: Mapping[str, Any]) -> None:
+def put_back_random(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
     numpy.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])

@@ -81,6 +81,20 @@ def parts_of(
     return [_part(joined, part, loss_type) for part in parts[place :: len(window)] or [kept.new_tensor([blank])]]
 
 
+def split(part: Batch, rows_at_once: int, loss_type: str) -> list[Batch]:
+    """A part as several of at most that many rows. `share` is what the loss of each counts in the sum of them, which is
+    the loss of the whole, for what is summed over tokens besides advantages too (the KL term)."""
+    count = len(part["advantages"])
+    if count <= rows_at_once:
+        return [part]
+    pieces = math.ceil(count / rows_at_once)
+    ends = [count * number // pieces for number in range(pieces + 1)]
+    small = [{name: value[start:end] if _has_rows(value) else value for name, value in part.items()}
+             for start, end in zip(ends, ends[1:], strict=False)]  # fmt: skip
+    whole, before = _weights(part, loss_type)[0], part.get("share", 1.0)
+    return [piece | {"share": before * _weights(piece, loss_type)[0] / whole} for piece in small]
+
+
 def _weights(batch: Batch, loss_type: str) -> Tensor:
     """[rows] the share of its micro-batch's loss that a row had, as one over it: rows, tokens, or 1 for all."""
     mask = batch["completion_mask"]

@@ -15,7 +15,11 @@ class Spending:
     def __init__(self) -> None:
         self.groups = self.informative_groups = self.rollouts = 0
         self.tokens_generated = self.tokens_updated = self.positions = self.real = 0
-        self.wasted_seconds = 0.0
+        self.wasted_seconds = self.generation = self.rewards = self.update = 0.0
+
+    def took(self, phase: str, seconds: float) -> None:
+        """phase: one of PHASES."""
+        setattr(self, phase, getattr(self, phase) + seconds)
 
     def generated(self, tokens: Tensor, informative: Tensor, group: int, seconds: float) -> None:
         """A generation batch: tokens [rows], whether the rewards of a row's group differ [rows], seconds it took."""
@@ -35,12 +39,16 @@ class Spending:
             real += int(lengths.sum())
             wasted += int(lengths[~part["informative"]].sum())
         self.real += real
+        self.took("update", seconds)
         self.wasted_seconds += seconds * _share(wasted, real)
 
     def metrics(self, step_seconds: list[float]) -> dict[str, float]:
-        """Of the updates whose seconds are given; tokens are per update."""
+        """Of the updates whose seconds are given; tokens and seconds are per update. The phases add up to the step:
+        `other` is what stands between them (log-probabilities asked for, completions written to disk)."""
         updates = max(len(step_seconds), 1)
-        found = {
+        seconds = {phase: getattr(self, phase) for phase in PHASES}
+        seconds["other"] = max(sum(step_seconds) - sum(seconds.values()), 0.0)
+        found = {f"seconds/{phase}": value / updates for phase, value in seconds.items()} | {
             "tokens_generated": self.tokens_generated / updates,
             "tokens_updated": self.tokens_updated / updates,
             "tokens_per_second": _share(self.tokens_generated, sum(step_seconds)),
@@ -71,6 +79,7 @@ def of_run(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return found | {"rollouts_per_informative_group": ratios[0] / share if ratios and share else None}
 
 
+PHASES = ("generation", "rewards", "update")
 SHARES = ("informative_share", "padding_share", "wasted_share")
 
 

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
@@ -26,11 +27,12 @@ from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
+from llm_grpo.training import fitting
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
 from llm_grpo.training.resuming import ResumingTrainer
-from llm_grpo.training.skipping import ROWS_AT_ONCE_ON_A_CPU, differing, parts_of
+from llm_grpo.training.skipping import ROWS_AT_ONCE_ON_A_CPU, differing, parts_of, split
 from llm_grpo.training.spending import Spending
 from llm_grpo.training.watching import Watch
 from llm_grpo.verification.subject import aligned
@@ -64,17 +66,19 @@ class RecordingTrainer(ResumingTrainer):
         self.problems, self._read, self._record, self.skip = problems, read, record, skip
         self._spending = Spending()
         self._prepare_seconds = 0.0
+        self._parts: list[dict[str, Any]] = []  # of the micro-step in hand
+        self._parts_before: list[dict[str, Any]] = []  # of the micro-steps of this update that are done
+        self.rehearse, self.say = False, print
         rows = Dataset.from_dict({"problem": list(range(len(problems)))})
         with told_by_trl():
             super().__init__(*args, **kwargs, train_dataset=rows)
-        at_once = self.args.per_device_train_batch_size
-        self._rows_at_once = at_once if has_gpu() else min(at_once, ROWS_AT_ONCE_ON_A_CPU)
+        self.rows_that_fit = self.args.per_device_train_batch_size  # in an update; halved where memory is short
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
         start = time.perf_counter()
         yield
-        self._metrics["train"][f"seconds/{phase}"].append(time.perf_counter() - start)
+        self._spending.took(phase, time.perf_counter() - start)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         with self._timed("generation"), crash_told(), unparsed(self._tokenizer):
@@ -90,10 +94,22 @@ class RecordingTrainer(ResumingTrainer):
             completions, _ = super()._generate_single_turn(*args, **kwargs)
         return completions, sampled.of(completions)
 
+    @property
+    def _rows_at_once(self) -> int:
+        return self.rows_that_fit if has_gpu() else min(self.rows_that_fit, ROWS_AT_ONCE_ON_A_CPU)
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(generation_batch)
-        self._parts = self._handed_over() if self.skip and self.model.training else [inputs]
-        return self._parts[-1] | {"earlier": self._parts[:-1]}
+        again = bool(self._parts)  # out of memory: the same rows once more, and those of the update that went before
+        if not again:
+            inputs = super()._prepare_inputs(generation_batch)
+            self._parts = self._handed_over() if self.skip and self.model.training else [inputs]
+        before = self._small(self._parts_before) if again else []
+        self._parts = self._small(self._parts)
+        return self._parts[-1] | {"before": before, "earlier": self._parts[:-1]}
+
+    def _small(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """No part with more rows than fit. Without memory running out they are as they were, whatever the device."""
+        return [small for part in parts for small in split(part, self.rows_that_fit, self.args.loss_type)]
 
     def _handed_over(self) -> list[dict[str, Any]]:
         """The parts of this micro-step, out of those micro-batches that are in its update and its generation batch."""
@@ -106,15 +122,21 @@ class RecordingTrainer(ResumingTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the last part; the earlier ones went backward already, each with its own memory given back."""
-        done = 0.0
-        for part in inputs.pop("earlier", []):
+        before, earlier = inputs.pop("before", []), inputs.pop("earlier", [])
+        losses = []
+        for part in [*before, *earlier]:
             with self.accelerator.no_sync(model):
-                loss = self._loss_of(part, model, *args, **kwargs)
-                self.accelerator.backward(loss)
-            done += loss.detach()
-        return self._loss_of(inputs, model, *args, **kwargs) + done
+                losses.append(self._loss_of(part, model, *args, **kwargs))
+                self.accelerator.backward(losses[-1])
+            losses[-1] = losses[-1].detach()
+        return self._loss_of(inputs, model, *args, **kwargs) + sum(losses[len(before) :])
 
     def _loss_of(self, part: dict[str, Any], model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What a part adds to the loss of its micro-batch."""
+        part = dict(part)
+        return part.pop("share", 1.0) * self._measured(part, model, *args, **kwargs)
+
+    def _measured(self, part: dict[str, Any], model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What TRL measures while it computes a loss (entropy, clip ratios) is of the rows that are updated: the names
         say so, and a blank row is not measured."""
         if not (self.skip and self.model.training):
@@ -208,12 +230,15 @@ class RecordingTrainer(ResumingTrainer):
         vars(self._spending).update(counts)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        start, self._prepare_seconds = time.perf_counter(), 0.0
-        loss = super().training_step(*args, **kwargs)
-        update = time.perf_counter() - start - self._prepare_seconds
-        # TRL averages what is logged; a micro step is a share of an update.
-        self._metrics["train"]["seconds/update"].append(update * self.current_gradient_accumulation_steps)
-        self._spending.updated(self._parts, update)
+        if self.rehearse:
+            self.rehearse = False
+            fitting.rehearse(self, *args[:1])
+        start, self._prepare_seconds, self._parts = time.perf_counter(), 0.0, []
+        step, loss = partial(super().training_step, *args, **kwargs), None
+        while loss is None:
+            loss = fitting.tried(self, step)
+        self._parts_before = [] if self.accelerator.sync_gradients else self._parts_before + self._parts
+        self._spending.updated(self._parts, time.perf_counter() - start - self._prepare_seconds)
         return loss
 
 
@@ -260,6 +285,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
     trainer.validation = watch.validation
+    trainer.rehearse, trainer.say = config.run.rehearse, watch.say
     handler = trainer.callback_handler
     handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
     return trainer

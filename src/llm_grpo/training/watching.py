@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ class Watch:
 
     def callbacks(self) -> list[TrainerCallback]:
         return list(vars(self).values())
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self.bar.console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 class MetricsFile(TrainerCallback):
@@ -110,9 +115,10 @@ class ProgressBar(TrainerCallback):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(
-            *columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal
-        )
+        self.bar = Progress(  # a step may take longer than the 30 s that rich looks back
+            *columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal,
+            speed_estimate_period=3600,
+        )  # fmt: skip
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.line = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
@@ -129,7 +135,8 @@ class ProgressBar(TrainerCallback):
         tenth = state.global_step * 10 // state.max_steps
         if not self.console.is_terminal and tenth > self.said:
             self.said = tenth
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {said}", highlight=False)
+            left = timedelta(seconds=round(self.bar.tasks[0].time_remaining or 0))
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {said}  {left} left", highlight=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.stop()
