@@ -73,6 +73,10 @@ def parts_of(
     lengths = joined["prompt_mask"].sum(dim=1) + joined["completion_mask"].sum(dim=1)
     kept = teaching(joined).nonzero().flatten()
     kept = kept[lengths[kept].argsort(stable=True)]
+    if "group" in joined:  # the answers to a prompt stay together (training/sharing.py), groups go by their longest
+        group = joined["group"]
+        longest = lengths.new_zeros(int(group.max()) + 1).scatter_reduce(0, group[kept], lengths[kept], "amax")
+        kept = kept[(longest[group[kept]] * len(longest) + group[kept]).argsort(stable=True)]
     rows = int(gather(kept.new_tensor([len(kept)])).max())
     blank = len(lengths)  # the index of a row that is put behind the others
     kept = torch.cat([kept.new_full((rows - len(kept),), blank), kept])

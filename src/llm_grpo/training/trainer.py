@@ -26,6 +26,7 @@ from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
+from llm_grpo.training import sharing
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
@@ -69,6 +70,7 @@ class RecordingTrainer(ResumingTrainer):
             super().__init__(*args, **kwargs, train_dataset=rows)
         at_once = self.args.per_device_train_batch_size
         self._rows_at_once = at_once if has_gpu() else min(at_once, ROWS_AT_ONCE_ON_A_CPU)
+        self.shares = skip and sharing.why_not(self.model) is None
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -128,6 +130,20 @@ class RecordingTrainer(ResumingTrainer):
             self._metrics["train"][name if name == drift.METRIC else f"updated_rows/{name}"] += values
         return loss
 
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, answer_tokens: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not self.shares:
+            return super()._get_per_token_logps_and_entropies(model, ids, mask, answer_tokens, *args, **kwargs)
+        folded = sharing.Folded(ids, mask, answer_tokens)
+        if not folded.pays(model.config.hidden_size):
+            return super()._get_per_token_logps_and_entropies(model, ids, mask, answer_tokens, *args, **kwargs)
+        inputs = {"input_ids": folded.ids, "attention_mask": folded.mask, "position_ids": folded.positions}
+        with self.accelerator.autocast():
+            said = model(**inputs, labels=folded.labels, fused_lm_head=True)
+        entropies = None if said.entropy is None else folded.unfold(said.entropy)
+        return folded.unfold(said.log_probs), entropies, None
+
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
         return [self.problems[row["problem"]].example for row in inputs]
 
@@ -152,6 +168,8 @@ class RecordingTrainer(ResumingTrainer):
         seconds = time.perf_counter() - start
         self._prepare_seconds += seconds
         output["informative"] = self._informative(len(inputs))
+        if self.shares:
+            output["group"] = torch.arange(len(inputs), device=output["informative"].device) // self.num_generations
         tokens = output["completion_mask"].sum(dim=1)
         self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
         told = output["informative"].tolist()
