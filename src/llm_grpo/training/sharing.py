@@ -7,14 +7,13 @@ it: the mask says who sees whom. The last token of the prompt stands before each
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from llm_grpo.policy import is_rewritten
+from llm_grpo.rollouts.sampled import attends_to_everything
 
 
 def why_not(model: Any) -> str | None:
@@ -24,11 +23,8 @@ def why_not(model: Any) -> str | None:
         return "Unsloth's trainer packs rows by itself"
     if config._attn_implementation != "sdpa":
         return f"its attention ({config._attn_implementation}) takes no mask of ours"
-    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
-        return "it has layers that do not attend to everything"
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "position_ids" not in signature(base.base_model.forward).parameters:
-        return "its positions cannot be given"
+    if not attends_to_everything(model):
+        return "its layers do not attend to everything, or its positions cannot be given"
     if _drops(model):
         return "dropout would be the same for all answers to a prompt"
     return None
@@ -85,6 +81,12 @@ class Folded:
         folded, longest = self.ids.shape
         rows, width = self.plain
         return folded * longest * (6 * hidden + longest) < rows * width * (6 * hidden + width)
+
+    def scored_by(self, model: Any) -> tuple[Tensor, Tensor | None, None]:
+        """(log-probabilities, entropies, None) of the answers, [N, C], as TRL's scorer returns them."""
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+        said = model(**inputs, labels=self.labels, fused_lm_head=True)
+        return self.unfold(said.log_probs), None if said.entropy is None else self.unfold(said.entropy), None
 
     def unfold(self, values: Tensor) -> Tensor:
         rows = [values[prompt, start : start + length] for prompt, start, length in self.places]

@@ -28,6 +28,7 @@ from llm_grpo.rollouts.sampled import gap, sampled_logprobs
 from llm_grpo.runs import Run
 from llm_grpo.training import sharing
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
+from llm_grpo.training.choosing import Choosing, choosing_of
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
 from llm_grpo.training.resuming import ResumingTrainer
@@ -60,9 +61,11 @@ class RecordingTrainer(ResumingTrainer):
         read: Callable[[Sequence[Sequence[int]]], list[Completion]],
         record: Callable[..., dict[str, float]],
         skip: bool,
+        choosing: Choosing | None = None,
         **kwargs: Any,
     ) -> None:
         self.problems, self._read, self._record, self.skip = problems, read, record, skip
+        self.choosing = choosing
         self._spending = Spending()
         self._prepare_seconds = 0.0
         rows = Dataset.from_dict({"problem": list(range(len(problems)))})
@@ -88,7 +91,8 @@ class RecordingTrainer(ResumingTrainer):
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]]]:
         if self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
-        with sampled_logprobs(self.model, self.temperature) as sampled:
+        whole = bool(self.args.generation_kwargs or self.args.cache_implementation)
+        with sampled_logprobs(self.model, self.temperature, in_stages=not whole) as sampled:
             completions, _ = super()._generate_single_turn(*args, **kwargs)
         return completions, sampled.of(completions)
 
@@ -131,18 +135,16 @@ class RecordingTrainer(ResumingTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, answer_tokens: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        if not self.shares:
-            return super()._get_per_token_logps_and_entropies(model, ids, mask, answer_tokens, *args, **kwargs)
-        folded = sharing.Folded(ids, mask, answer_tokens)
-        if not folded.pays(model.config.hidden_size):
-            return super()._get_per_token_logps_and_entropies(model, ids, mask, answer_tokens, *args, **kwargs)
-        inputs = {"input_ids": folded.ids, "attention_mask": folded.mask, "position_ids": folded.positions}
-        with self.accelerator.autocast():
-            said = model(**inputs, labels=folded.labels, fused_lm_head=True)
-        entropies = None if said.entropy is None else folded.unfold(said.entropy)
-        return folded.unfold(said.log_probs), entropies, None
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        if self.shares:
+            folded = sharing.Folded(input_ids, attention_mask, logits_to_keep)
+            if folded.pays(self.model.config.hidden_size):
+                with self.accelerator.autocast():
+                    return folded.scored_by(model)
+        args = (model, input_ids, attention_mask, logits_to_keep, *args)
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
         return [self.problems[row["problem"]].example for row in inputs]
@@ -154,22 +156,38 @@ class RecordingTrainer(ResumingTrainer):
             self._newest_rewards = super()._calculate_rewards(rows, *args, **kwargs)
         return self._newest_rewards
 
-    def _informative(self, rows: int) -> torch.Tensor:
-        """[rows] of this process: whether the rewards of the row's group differ."""
+    def _differing(self) -> torch.Tensor:
+        """[groups] of all processes: whether the group's rewards differ."""
         rewards, aggregation = self._newest_rewards, self.args.multi_objective_aggregation
-        groups = differing(rewards, self.reward_weights.to(rewards.device), self.num_generations, aggregation)
-        return groups.repeat_interleave(self.num_generations)[rows * self.accelerator.process_index :][:rows]
+        return differing(rewards, self.reward_weights.to(rewards.device), self.num_generations, aggregation)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        start = time.perf_counter()
+        if self.choosing is None:
+            output = self._made(inputs)
+        else:
+            output = self.choosing.batch(len(inputs), self._made_of, self._metrics["train"])
+        self._prepare_seconds += time.perf_counter() - start
+        return output
+
+    def _made_of(self, prompts: Sequence[int]) -> tuple[dict[str, Any], list[int], list[bool]]:
+        """A generation batch of these prompts, a row each, of this process; of all processes' groups: how many of its
+        answers passed, and whether their rewards differ."""
+        output = self._made([{"problem": prompt} for prompt in prompts])
+        passed = self.accelerator.gather(output["informative"].new_tensor(self._record.passed).long())
+        return output, passed.view(-1, self.num_generations).sum(dim=1).tolist(), self._differing().tolist()
+
+    def _made(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
         asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
         output = super()._generate_and_score_completions(asked)
         extra = self._agreement(output)
         seconds = time.perf_counter() - start
-        self._prepare_seconds += seconds
-        output["informative"] = self._informative(len(inputs))
+        rows = torch.arange(len(inputs), device=output["advantages"].device)  # of this process; a group may span two
+        group = (rows + len(inputs) * self.accelerator.process_index) // self.num_generations
+        output["informative"] = self._differing()[group]
         if self.shares:
-            output["group"] = torch.arange(len(inputs), device=output["informative"].device) // self.num_generations
+            output["group"] = group
         tokens = output["completion_mask"].sum(dim=1)
         self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
         told = output["informative"].tolist()
@@ -218,12 +236,14 @@ class RecordingTrainer(ResumingTrainer):
 
     @property
     def spent(self) -> dict[str, Any]:
-        """What has been counted since the last log, as a checkpoint keeps it."""
-        return dict(vars(self._spending))
+        """What has been counted since the last log and is known of the prompts, as a checkpoint keeps it."""
+        return vars(self._spending) | {"prompts": self.choosing.state if self.choosing else None}
 
     @spent.setter
     def spent(self, counts: dict[str, Any]) -> None:
-        vars(self._spending).update(counts)
+        if self.choosing:
+            self.choosing.state = counts["prompts"]
+        vars(self._spending).update({name: count for name, count in counts.items() if name != "prompts"})
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start, self._prepare_seconds = time.perf_counter(), 0.0
@@ -256,6 +276,7 @@ def build_trainer(
         read=reading(policy),
         record=Recorder(task, run, {reward.label: reward.weight for reward in rewards if adds_up}),
         skip=skip_choice(config)[0],
+        choosing=choosing_of(config, problems),
         policy=policy,
         facts={
             "config": config.as_dict(),
