@@ -134,17 +134,13 @@ class RecordingTrainer(ResumingTrainer):
             self._metrics["train"][name if name == drift.METRIC else f"updated_rows/{name}"] += values
         return loss
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *args: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self.shares:
-            folded = sharing.Folded(input_ids, attention_mask, logits_to_keep)
+            folded = sharing.Folded(*args[:3])  # ids, mask, how many columns of them are of answers
             if folded.pays(self.model.config.hidden_size):
                 with self.accelerator.autocast():
                     return folded.scored_by(model)
-        args = (model, input_ids, attention_mask, logits_to_keep, *args)
-        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
         return [self.problems[row["problem"]].example for row in inputs]
