@@ -35,6 +35,19 @@ def _drops(model: Any) -> bool:
     return by_layer or bool(getattr(model.config, "attention_dropout", 0.0))
 
 
+def score(
+    model: Any, hidden: int, ids: Tensor, mask: Tensor, answer_tokens: int, batch_size: int | None = None, **_: Any
+) -> tuple[Tensor, Tensor | None, None] | None:
+    """What TRL's `_get_per_token_logps_and_entropies` says of the same rows, batch_size at once; None where a row for
+    each answer costs less."""
+    size = batch_size or len(ids)
+    folded = [Folded(ids[i : i + size], mask[i : i + size], answer_tokens) for i in range(0, len(ids), size)]
+    if not all(rows.pays(hidden) for rows in folded):
+        return None
+    logprobs, entropies = zip(*(rows.scored_by(model) for rows in folded), strict=True)
+    return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies), None
+
+
 class Folded:
     """Rows of TRL's, [N, M + C] with left-padded prompts, folded into one row a prompt.
 
@@ -82,11 +95,11 @@ class Folded:
         rows, width = self.plain
         return folded * longest * (6 * hidden + longest) < rows * width * (6 * hidden + width)
 
-    def scored_by(self, model: Any) -> tuple[Tensor, Tensor | None, None]:
-        """(log-probabilities, entropies, None) of the answers, [N, C], as TRL's scorer returns them."""
+    def scored_by(self, model: Any) -> tuple[Tensor, Tensor | None]:
+        """(log-probabilities, entropies) of the answers, [N, C], by a model with TRL's head."""
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
         said = model(**inputs, labels=self.labels, fused_lm_head=True)
-        return self.unfold(said.log_probs), None if said.entropy is None else self.unfold(said.entropy), None
+        return self.unfold(said.log_probs), None if said.entropy is None else self.unfold(said.entropy)
 
     def unfold(self, values: Tensor) -> Tensor:
         rows = [values[prompt, start : start + length] for prompt, start, length in self.places]

@@ -73,7 +73,11 @@ class RecordingTrainer(ResumingTrainer):
             super().__init__(*args, **kwargs, train_dataset=rows)
         at_once = self.args.per_device_train_batch_size
         self._rows_at_once = at_once if has_gpu() else min(at_once, ROWS_AT_ONCE_ON_A_CPU)
-        self.shares = skip and sharing.why_not(self.model) is None
+        why = sharing.why_not(self.model) if skip else None
+        self.shares, self.choices = (
+            skip and why is None,
+            {"prompts": f"not shared by their answers: {why}"} if why else {},
+        )
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -136,10 +140,10 @@ class RecordingTrainer(ResumingTrainer):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self.shares:
-            folded = sharing.Folded(*args[:3])  # ids, mask, how many columns of them are of answers
-            if folded.pays(self.model.config.hidden_size):
-                with self.accelerator.autocast():
-                    return folded.scored_by(model)
+            with self.accelerator.autocast():
+                found = sharing.score(model, self.model.config.hidden_size, *args, **kwargs)
+            if found is not None:
+                return found
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
