@@ -74,10 +74,8 @@ class RecordingTrainer(ResumingTrainer):
         at_once = self.args.per_device_train_batch_size
         self._rows_at_once = at_once if has_gpu() else min(at_once, ROWS_AT_ONCE_ON_A_CPU)
         why = sharing.why_not(self.model) if skip else None
-        self.shares, self.choices = (
-            skip and why is None,
-            {"prompts": f"not shared by their answers: {why}"} if why else {},
-        )
+        self.shares = skip and why is None
+        self.choices = {"prompts": f"not shared by their answers: {why}"} if why else {}
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -163,10 +161,8 @@ class RecordingTrainer(ResumingTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
-        if self.choosing is None:
-            output = self._made(inputs)
-        else:
-            output = self.choosing.batch(len(inputs), self._made_of, self._metrics["train"])
+        log = self._metrics["train"]
+        output = self.choosing.batch(len(inputs), self._made_of, log) if self.choosing else self._made(inputs)
         self._prepare_seconds += time.perf_counter() - start
         return output
 
