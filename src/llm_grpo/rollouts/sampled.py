@@ -36,8 +36,8 @@ class Watching(LogitsProcessor):
         return scores
 
     def of(self, drawn: Tensor) -> Tensor:
-        """(batch, steps), of the tokens (batch, steps) that came out. On a GPU generate may run some steps further before
-        it sees that all have ended, and takes them back."""
+        """(batch, steps), of the tokens (batch, steps) that came out. On a GPU generate may run some steps further,
+        before it sees that all have ended, and takes them back."""
         columns = [*self._columns, self._last.gather(1, drawn[:, -1:]).squeeze(1)]
         return torch.stack(columns[: drawn.shape[1]], dim=1)
 

@@ -17,14 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from torch import Tensor
+from llm_grpo.policy import is_rewritten  # unsloth has to be imported before accelerate
+
+import torch  # isort: skip
+from accelerate import PartialState  # isort: skip
+from torch import Tensor  # isort: skip
 
 from llm_grpo.config.schema import Config, SamplingSection
 from llm_grpo.errors import UserError
 from llm_grpo.files import read_json
-from llm_grpo.policy import is_rewritten
 from llm_grpo.records import Problem
 
 PRIOR = 0.5  # of a Beta(PRIOR, PRIOR): a prompt nobody has answered may be anything
