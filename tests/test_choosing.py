@@ -117,7 +117,7 @@ def test_uniform_groups_are_refilled_up_to_the_budget() -> None:
         return batch, [4 * teaches] * (rows // GROUP), [teaches] * (rows // GROUP)
 
     choosing = Choosing(SamplingSection(refill=0.5), 100, GROUP, seed=0)
-    batch = choosing.batch(8 * GROUP, make, log := defaultdict(list))
+    batch = choosing.generation_batch(8 * GROUP, make, log := defaultdict(list))
     assert [len(prompts) for prompts in calls] == [64, 32] and not {*calls[0]} & {*calls[1]}
     assert log["choosing/refilled"] == [0.5] and batch["informative"].sum() == 32
     assert batch["group"].tolist() == [row // 8 for row in range(64)]

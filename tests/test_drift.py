@@ -14,6 +14,9 @@ from llm_grpo.diagnosis.drift import Drift
 from llm_grpo.rollouts.sampled import STAGE, gap, sampled_logprobs
 
 
+QUESTIONS = ["Mia has 6 boxes with 7 pens in each. How many pens?"] * 2 + ["Tom has 12 pens and gives 5 to Mia."]
+
+
 def answer_in(ids: list[int], ends: list[int]) -> list[int]:
     """The tokens up to the first that ends an answer."""
     return ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids) - 1) + 1]
@@ -30,13 +33,15 @@ class TestWhatIsSampled:
     @pytest.mark.parametrize("in_stages", [True, False])
     def test_log_probabilities_are_those_of_the_sampled_tokens(self, model, in_stages: bool) -> None:
         """Rows that end at unequal lengths, one prompt asked twice: against a forward pass over the finished rows."""
-        prompt = torch.tensor([[5, 9, 30, 41], [0, 7, 50, 11], [99, 3, 8, 120], [99, 3, 8, 120]])
+        prompt = torch.tensor(
+            [[5, 9, 30, 41], [0, 7, 50, 11], [99, 3, 8, 120], [99, 3, 8, 120], [7, 7, 7, 7], [4, 5, 6, 8]]
+        )
         mask = torch.ones_like(prompt)
         mask[1, 0] = 0
         torch.manual_seed(0)
-        settings = GenerationConfig(do_sample=True, temperature=0.7, top_k=0, max_new_tokens=30,
+        settings = GenerationConfig(do_sample=True, temperature=5.0, top_k=0, max_new_tokens=30,
                                     eos_token_id=[*range(0, 592, 13)], pad_token_id=0)  # fmt: skip
-        with sampled_logprobs(model, 0.7, in_stages) as sampled:
+        with sampled_logprobs(model, 5.0, in_stages) as sampled:
             drawn = model.generate(input_ids=prompt, attention_mask=mask, generation_config=settings)
         answers = [answer_in(row[4:].tolist(), settings.eos_token_id) for row in drawn]
         found = sampled.of(answers)
@@ -46,12 +51,12 @@ class TestWhatIsSampled:
         whole = torch.cat([mask, torch.ones_like(drawn[:, 4:])], dim=1)
         with torch.no_grad():
             positions = (whole.cumsum(1) - 1).clamp(min=0)
-            full = (model(drawn, attention_mask=whole, position_ids=positions).logits[:, 3:-1] / 0.7).log_softmax(-1)
+            full = (model(drawn, attention_mask=whole, position_ids=positions).logits[:, 3:-1] / 5.0).log_softmax(-1)
         exact = full.gather(2, drawn[:, 4:, None]).squeeze(2)
         for row, ids in enumerate(answers):
             assert found[row] == pytest.approx(exact[row, : len(ids)].tolist(), abs=1e-4)
 
-    def test_the_likeliest_answers_are_those_of_one_generate(self, model) -> None:
+    def test_the_likeliest_answers_are_those_of_one_generate(self, model, tokenizer) -> None:
         """With a LoRA that has learnt something; its base comes back bit for bit, and PEFT knows of nothing."""
         torch.manual_seed(0)
         lora = get_peft_model(
@@ -60,8 +65,8 @@ class TestWhatIsSampled:
         for name, parameter in lora.named_parameters():
             parameter.data += 0.3 * torch.randn_like(parameter) if "lora_B" in name else 0
         before = {name: value.clone() for name, value in lora.state_dict().items()}
-        asked = {"input_ids": torch.tensor([[5, 9, 30], [5, 9, 30], [0, 60, 8]]),
-                 "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]])}  # fmt: skip
+        asked = dict(tokenizer(QUESTIONS, padding=True, padding_side="left", return_tensors="pt"))
+        asked.pop("token_type_ids", None)
         settings = GenerationConfig(max_new_tokens=20, eos_token_id=[11, 17, 300], pad_token_id=0)
         plain = lora.generate(**asked, generation_config=settings)
         with sampled_logprobs(lora, 1.0):

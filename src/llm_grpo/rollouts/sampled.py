@@ -7,6 +7,7 @@ log-probabilities there; with them every run logs the same gap between who gener
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -59,10 +60,11 @@ class Sampled:
         self.logprobs = torch.zeros(rows, limit, device=input_ids.device)
         cache = _read(self.model, input_ids, attention_mask) if self.in_stages and start > 1 else None
         while len(going) and done < limit:
-            watching, stage = Watching(self.temperature), min(STAGE if self.in_stages else limit, limit - done)
+            watching, settings = Watching(self.temperature), copy.deepcopy(generation_config)
+            settings.max_new_tokens = min(STAGE if self.in_stages else limit, limit - done)
+            settings.return_dict_in_generate = True
             said = self._generate(
-                input_ids=tokens, attention_mask=attention_mask, generation_config=generation_config,
-                past_key_values=cache, max_new_tokens=stage, return_dict_in_generate=True,
+                input_ids=tokens, attention_mask=attention_mask, generation_config=settings, past_key_values=cache,
                 logits_processor=LogitsProcessorList([watching]),
             )  # fmt: skip
             drawn, cache = said.sequences[:, tokens.shape[1] :], said.past_key_values

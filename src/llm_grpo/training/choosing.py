@@ -28,7 +28,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.files import read_json
 from llm_grpo.records import Problem
 
-PRIOR = 0.5  # of a Beta(PRIOR, PRIOR): a prompt nobody has answered may be anything
+PRIOR = 0.1  # of a Beta(PRIOR, PRIOR): most prompts are always or never solved, so a group that all failed says a lot
 # The rows of a process, by the prompt of each -> (TRL's batch of them, and of the groups of all processes: how many
 # answers passed, whether their rewards differ).
 Make = Callable[[list[int]], tuple[dict[str, Any], list[int], list[bool]]]
@@ -52,7 +52,7 @@ class Choosing:
         for prompt, (passed, tried) in rates.items():
             self.passed[prompt], self.failed[prompt] = passed, tried - passed
 
-    def batch(self, rows: int, make: Make, log: Mapping[str, list[float]]) -> dict[str, Any]:
+    def generation_batch(self, rows: int, make: Make, log: Mapping[str, list[float]]) -> dict[str, Any]:
         """A generation batch of so many rows: groups whose answers all earn the same are replaced by others that were
         asked for besides, up to `refill`."""
         state = PartialState()

@@ -162,7 +162,8 @@ class RecordingTrainer(ResumingTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
         log = self._metrics["train"]
-        output = self.choosing.batch(len(inputs), self._made_of, log) if self.choosing else self._made(inputs)
+        rows = len(inputs)
+        output = self.choosing.generation_batch(rows, self._made_of, log) if self.choosing else self._made(inputs)
         self._prepare_seconds += time.perf_counter() - start
         return output
 
