@@ -13,7 +13,6 @@ from transformers import GenerationConfig
 from llm_grpo.diagnosis.drift import Drift
 from llm_grpo.rollouts.sampled import STAGE, gap, sampled_logprobs
 
-
 QUESTIONS = ["Mia has 6 boxes with 7 pens in each. How many pens?"] * 2 + ["Tom has 12 pens and gives 5 to Mia."]
 
 
