@@ -68,12 +68,17 @@ class TestWhatIsSampled:
         asked.pop("token_type_ids", None)
         settings = GenerationConfig(max_new_tokens=20, eos_token_id=[11, 17, 300], pad_token_id=0)
         plain = lora.generate(**asked, generation_config=settings)
-        with sampled_logprobs(lora, 1.0):
+        with sampled_logprobs(lora, 1.0) as sampled:
             staged = lora.generate(**asked, generation_config=settings)
         assert plain.tolist() == staged.tolist()
         assert all(torch.equal(value, before[name]) for name, value in lora.state_dict().items())
         assert not any(layer.merged for layer in lora.modules() if isinstance(layer, LoraLayer))
-        assert plain.tolist() != model.generate(**asked, generation_config=settings).tolist()
+        whole = torch.nn.functional.pad(asked["attention_mask"], (0, 20), value=1)
+        words = {"attention_mask": whole, "position_ids": (whole.cumsum(1) - 1).clamp(min=0)}
+        with torch.no_grad():
+            exact, base = (one(plain, **words).logits[:, -21:-1].log_softmax(-1) for one in (lora, model))
+        exact, base = (values.gather(2, plain[:, -20:, None]).squeeze(2) for values in (exact, base))
+        assert torch.allclose(sampled.logprobs, exact, atol=1e-3) and not torch.allclose(exact, base, atol=1e-2)
 
     def test_the_models_generate_is_its_own_again(self, model) -> None:
         before = model.generate
