@@ -182,9 +182,7 @@ class RecordingTrainer(ResumingTrainer):
         seconds = time.perf_counter() - start
         rows = torch.arange(len(inputs), device=output["advantages"].device)  # of this process; a group may span two
         group = (rows + len(inputs) * self.accelerator.process_index) // self.num_generations
-        output["informative"] = self._differing()[group]
-        if self.shares:
-            output["group"] = group
+        output |= {"informative": self._differing()[group]} | ({"group": group} if self.shares else {})
         tokens = output["completion_mask"].sum(dim=1)
         self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
         told = output["informative"].tolist()
