@@ -125,7 +125,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     with command.library_output_in(run.log):
         wanted = wanted_arguments(config, run, [reward.weight for reward in rewards], policy.engine.name)
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
-    notices.say_choices(console, changed_in_silence(wanted, trainer.args))
+    notices.say_choices(console, changed_in_silence(wanted, trainer.args) | trainer.choices)
 
     if not (resume and read_json(run.before)):
         write_json(run.before, before := evaluate(data["test"].problems, "evaluating before training"))

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import GenerationConfig
 
 from llm_grpo.diagnosis.drift import Drift
-from llm_grpo.rollouts.sampled import gap, sampled_logprobs
+from llm_grpo.rollouts.sampled import STAGE, gap, sampled_logprobs
+
+QUESTIONS = ["Mia has 6 boxes with 7 pens in each. How many pens?"] * 2 + ["Tom has 12 pens and gives 5 to Mia."]
+
+
+def answer_in(ids: list[int], ends: list[int]) -> list[int]:
+    """The tokens up to the first that ends an answer."""
+    return ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids) - 1) + 1]
 
 
 class TestWhatIsSampled:
@@ -17,25 +29,56 @@ class TestWhatIsSampled:
 
         return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
 
-    def test_log_probabilities_are_those_of_the_sampled_tokens(self, model) -> None:
-        """Rows of unequal length, one that stops at once: against a forward pass over the finished sequences."""
-        prompt = torch.tensor([[5, 9, 30, 41], [7, 7, 50, 11], [99, 3, 8, 120]])
+    @pytest.mark.parametrize("in_stages", [True, False])
+    def test_log_probabilities_are_those_of_the_sampled_tokens(self, model, in_stages: bool) -> None:
+        """Rows that end at unequal lengths, one prompt asked twice: against a forward pass over the finished rows."""
+        prompt = torch.tensor(
+            [[5, 9, 30, 41], [0, 7, 50, 11], [99, 3, 8, 120], [99, 3, 8, 120], [7, 7, 7, 7], [4, 5, 6, 8]]
+        )
+        mask = torch.ones_like(prompt)
+        mask[1, 0] = 0
         torch.manual_seed(0)
-        with sampled_logprobs(model, temperature=0.7) as sampled:
-            drawn = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=0.7, top_k=0,
-                max_new_tokens=9, eos_token_id=-1, pad_token_id=0,
-            )  # fmt: skip
-        completions = [row[4:].tolist() for row in drawn]
-        completions[1] = completions[1][:3]
-        completions[2] = []
-        found = sampled.of(completions)
+        settings = GenerationConfig(do_sample=True, temperature=5.0, top_k=0, max_new_tokens=30,
+                                    eos_token_id=[*range(0, 592, 13)], pad_token_id=0)  # fmt: skip
+        with sampled_logprobs(model, 5.0, in_stages) as sampled:
+            drawn = model.generate(input_ids=prompt, attention_mask=mask, generation_config=settings)
+        answers = [answer_in(row[4:].tolist(), settings.eos_token_id) for row in drawn]
+        found = sampled.of(answers)
+        lengths = {len(ids) for ids in answers}
+        assert len(lengths) > 1 and max(lengths) == drawn.shape[1] - 4 > STAGE, "rows end in different stages"
+        assert answers[2] != answers[3]
+        whole = torch.cat([mask, torch.ones_like(drawn[:, 4:])], dim=1)
         with torch.no_grad():
-            full = (model(drawn).logits[:, 3:-1] / 0.7).log_softmax(-1)
+            positions = (whole.cumsum(1) - 1).clamp(min=0)
+            full = (model(drawn, attention_mask=whole, position_ids=positions).logits[:, 3:-1] / 5.0).log_softmax(-1)
         exact = full.gather(2, drawn[:, 4:, None]).squeeze(2)
-        assert [len(row) for row in found] == [9, 3, 0]
-        for row, ids in enumerate(completions):
+        for row, ids in enumerate(answers):
             assert found[row] == pytest.approx(exact[row, : len(ids)].tolist(), abs=1e-4)
+
+    def test_the_likeliest_answers_are_those_of_one_generate(self, model, tokenizer) -> None:
+        """With a LoRA that has learnt something; its base comes back bit for bit, and PEFT knows of nothing."""
+        torch.manual_seed(0)
+        lora = get_peft_model(
+            copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+        )
+        for name, parameter in lora.named_parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter) if "lora_B" in name else 0
+        before = {name: value.clone() for name, value in lora.state_dict().items()}
+        asked = dict(tokenizer(QUESTIONS, padding=True, padding_side="left", return_tensors="pt"))
+        asked.pop("token_type_ids", None)
+        settings = GenerationConfig(max_new_tokens=20, eos_token_id=[11, 17, 300], pad_token_id=0)
+        plain = lora.generate(**asked, generation_config=settings)
+        with sampled_logprobs(lora, 1.0) as sampled:
+            staged = lora.generate(**asked, generation_config=settings)
+        assert plain.tolist() == staged.tolist()
+        assert all(torch.equal(value, before[name]) for name, value in lora.state_dict().items())
+        assert not any(layer.merged for layer in lora.modules() if isinstance(layer, LoraLayer))
+        whole = torch.nn.functional.pad(asked["attention_mask"], (0, 20), value=1)
+        words = {"attention_mask": whole, "position_ids": (whole.cumsum(1) - 1).clamp(min=0)}
+        with torch.no_grad():
+            exact, base = (one(plain, **words).logits[:, -21:-1].log_softmax(-1) for one in (lora, model))
+        exact, base = (values.gather(2, plain[:, -20:, None]).squeeze(2) for values in (exact, base))
+        assert torch.allclose(sampled.logprobs, exact, atol=1e-3) and not torch.allclose(exact, base, atol=1e-2)
 
     def test_the_models_generate_is_its_own_again(self, model) -> None:
         before = model.generate

@@ -93,6 +93,8 @@ RUNS = [
     ("epochs", ["grpo.num_train_epochs=2", "grpo.max_steps=-1", "grpo.per_device_train_batch_size=32",
                 "grpo.num_iterations=2", "lora.dropout=0.1", "task.args.train_size=16"], 5),
     ("all weights, a KL term", ["lora=null", "grpo.beta=0.04", "grpo.num_iterations=2", "grpo.logging_steps=4"], 5),
+    ("prompts chosen, some refilled, a batch used twice",
+     ["sampling={choose: true, refill: 1.0, explore: 0.0}", "grpo.num_iterations=2"], 3),
     ("vLLM", ["rollouts.engine=vllm", "grpo.num_iterations=2"], 3),
 ]  # fmt: skip
 

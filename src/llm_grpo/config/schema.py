@@ -134,6 +134,18 @@ class RolloutsSection(Section):
     standby: bool = False  # unsloth: lend vLLM's cache memory to the update; Unsloth then sets its share by itself
 
 
+class SamplingSection(Section):
+    """Which prompts are asked next (training/choosing.py). Shares are of the groups of a generation batch."""
+
+    choose: bool = False  # by what is known of their pass rates; false: in TRL's order
+    pass_rates: Place | None = None  # a report of `eval.py --split train --samples K`: what is known beforehand
+    explore: Annotated[float, Field(ge=0, le=1)] = 0.25  # at least this share are prompts not asked before
+    repeats: Positive = 4  # times a prompt is asked for its gain; the order of new ones comes round to all
+    retire_at: Annotated[float, Field(gt=0, le=1)] = 0.9  # from this pass rate on a prompt is not asked
+    forget: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of what is known, with each generation batch
+    refill: Annotated[float, Field(ge=0)] = 0.0  # groups beyond the batch, in place of those that teach nothing
+
+
 class EvaluationSection(Section):
     limit: Positive | None = 500  # problems of the test split, before and after; null: all
     validation_limit: Positive = 200  # problems of the validation split, during training
@@ -182,6 +194,7 @@ class Config(Section):
     prompt: PromptSection = PromptSection()
     rewards: Annotated[list[RewardSpec], Field(min_length=1)]
     rollouts: RolloutsSection = RolloutsSection()
+    sampling: SamplingSection = SamplingSection()
     grpo: dict[str, Any] = {}
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()

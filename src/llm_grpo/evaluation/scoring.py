@@ -146,6 +146,7 @@ def _sampled(groups: Sequence[Sequence[Scored]], sampling: Sampling) -> dict[str
         }
         passes = {k: [pass_at_k(len(r), sum(r), k) for r in right] for k in _powers(sampling.n)}
         result[kind] = {name: _mean(values) for name, values in columns.items()}
+        result[kind]["passed"] = [sum(r) for r in right]  # of each item's k
         result[kind] |= {f"{name}_ci95": list(bootstrap_interval(values)) for name, values in columns.items()}
         result[kind]["pass_at_k"] = {str(k): _mean(values) for k, values in passes.items()}
         result[kind]["pass_at_k_ci95"] = {str(k): list(bootstrap_interval(values)) for k, values in passes.items()}

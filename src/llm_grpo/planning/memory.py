@@ -31,7 +31,11 @@ ADAM_BYTES = 8
 TRAINED_BYTES = 4  # what is trained is held in float32, a LoRA or all weights, and so is its gradient
 # bitsandbytes' NF4 as Unsloth asks for it: half a byte, a scale of a byte for 64 values, a float32 for 256 scales.
 FOUR_BIT_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-ROWS_AT_ONCE_ON_A_CPU = 16  # of an update whose rows are sorted by length (training/skipping.py)
+# Of an update whose rows are sorted by length (training/skipping.py). Fewer at once are padded less and have overhead
+# of their own: an update of the demo with 64 rows took 0.95 of the time in one part, 0.73 in parts of 32, 0.75 of 16,
+# 0.82 of 8 (docs/correctness.md), and 16 take the least memory that costs nothing. A GPU takes a whole micro-batch,
+# which Unsloth packs.
+ROWS_AT_ONCE_ON_A_CPU = 16
 # Rows of logits at a time: unsloth_zoo 2026.10.9, fused_losses/fused_linear.py, which TRL's head goes through too.
 LOGITS_AT_LEAST, LOGIT_ROWS = 512 * 151_936, (512, 4096)
 # Assumed, in GB: libraries and their workspaces (a CUDA context; Python with torch, measured on a CPU), and what vLLM

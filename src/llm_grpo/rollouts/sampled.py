@@ -1,56 +1,148 @@
-"""The log-probabilities of what transformers samples, from the policy itself, while it samples.
+"""What transformers samples from the policy while it learns, with its log-probabilities, for less than one `generate`.
 
-TRL keeps none there; with them every run logs the same gap between who generates and who learns (drift.py).
+Nothing that is computed changes, up to the order in which floats are added: a prompt is read once for all its answers,
+rows that have ended leave the batch, and a LoRA in float32 is added to its weights while it lasts. TRL keeps no
+log-probabilities there; with them every run logs the same gap between who generates and who learns (drift.py).
 """
 
 from __future__ import annotations
 
-import functools
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+STAGE = 8  # tokens after which rows that have ended leave the batch
 
 
-class SampledLogprobs(LogitsProcessor):
-    """Watches `generate` and keeps log p(token) of each sampled token, at the temperature that is trained with."""
+class Watching(LogitsProcessor):
+    """Keeps log p(token) of each token that one call of `generate` samples, at the temperature that is trained with."""
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
-        self._columns: list[torch.Tensor] = []  # one (batch,) a step
-        self._last: torch.Tensor | None = None  # (batch, vocabulary) of the newest step
+        self._columns: list[Tensor] = []  # one (batch,) a step
+        self._last: Tensor | None = None  # (batch, vocabulary) of the newest step
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._last is not None:  # what was drawn from the step before stands at the end of input_ids now
             self._columns.append(self._last.gather(1, input_ids[:, -1:]).squeeze(1))
         self._last = (scores.float() / self.temperature).log_softmax(-1)
         return scores
 
+    def of(self, drawn: Tensor) -> Tensor:
+        """(batch, steps), of the tokens (batch, steps) that came out. On a GPU generate may run some steps further,
+        before it sees that all have ended, and takes them back."""
+        columns = [*self._columns, self._last.gather(1, drawn[:, -1:]).squeeze(1)]
+        return torch.stack(columns[: drawn.shape[1]], dim=1)
+
+
+class Sampled:
+    """Stands in the place of `model.generate` for one call. in_stages: nothing in its settings counts from the start of
+    an answer, and no cache of another kind is asked for."""
+
+    def __init__(self, model: Any, temperature: float, in_stages: bool) -> None:
+        self.model, self.temperature, self._generate = model, temperature, model.generate
+        self.in_stages = in_stages and attends_to_everything(model)
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig) -> Tensor:
+        """(rows, prompt) -> (rows, prompt + longest answer), as generate's own."""
+        rows, start = input_ids.shape
+        tokens, going, done = input_ids, torch.arange(rows, device=input_ids.device), 0
+        limit, ends = generation_config.max_new_tokens, generation_config.eos_token_id
+        found = input_ids.new_full((rows, limit), generation_config.pad_token_id)
+        self.logprobs = torch.zeros(rows, limit, device=input_ids.device)
+        cache = _read(self.model, input_ids, attention_mask) if self.in_stages and start > 1 else None
+        while len(going) and done < limit:
+            watching, settings = Watching(self.temperature), copy.deepcopy(generation_config)
+            settings.max_new_tokens = min(STAGE if self.in_stages else limit, limit - done)
+            settings.return_dict_in_generate = True
+            said = self._generate(
+                input_ids=tokens, attention_mask=attention_mask, generation_config=settings, past_key_values=cache,
+                logits_processor=LogitsProcessorList([watching]),
+            )  # fmt: skip
+            drawn, cache = said.sequences[:, tokens.shape[1] :], said.past_key_values
+            here = slice(done, done + drawn.shape[1])
+            found[going, here], self.logprobs[going, here] = drawn, watching.of(drawn)
+            done = here.stop
+            left = (~torch.isin(drawn, torch.as_tensor(ends, device=drawn.device)).any(dim=1)).nonzero().flatten()
+            attention_mask = torch.cat([attention_mask, torch.ones_like(drawn)], dim=1)[left]
+            tokens, going = said.sequences[left], going[left]
+            if done < limit and len(left):
+                cache.batch_select_indices(left)
+        return torch.cat([input_ids, found[:, :done]], dim=1)
+
     def of(self, completions: Sequence[Sequence[int]]) -> list[list[float]]:
-        """logprobs[completion][token] for the token ids that came out of that one call of `generate`."""
-        columns = list(self._columns)
-        if self._last is not None:
-            ends = [ids[len(columns)] if len(ids) > len(columns) else 0 for ids in completions]
-            columns.append(self._last.gather(1, torch.tensor(ends, device=self._last.device)[:, None]).squeeze(1))
-        rows = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in completions]
-        return [row[: len(ids)] for row, ids in zip(rows, completions, strict=True)]
+        """logprobs[completion][token] for the token ids that came out."""
+        return [row[: len(ids)] for row, ids in zip(self.logprobs.tolist(), completions, strict=True)]
 
 
 @contextmanager
-def sampled_logprobs(model: Any, temperature: float) -> Iterator[SampledLogprobs]:
+def sampled_logprobs(model: Any, temperature: float, in_stages: bool = True) -> Iterator[Sampled]:
     """While this lasts, `model.generate` also collects the log-probabilities of what it draws."""
-    collector, before = SampledLogprobs(temperature), vars(model).get("generate")
-    model.generate = functools.partial(model.generate, logits_processor=LogitsProcessorList([collector]))
+    before = vars(model).get("generate")
+    model.generate = sampled = Sampled(model, temperature, in_stages)
     try:
-        yield collector
+        with _merged(model):
+            yield sampled
     finally:
         del model.generate  # the class's own again, or what somebody had put there
         if before is not None:
             model.generate = before
 
 
-def gap(trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> float:
+def decoder_of(model: Any) -> Any:
+    """The model without its head, with its LoRA."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+
+def attends_to_everything(model: Any) -> bool:
+    """Whether every layer attends to all that came before, and positions can be given: what a prompt leaves in the
+    cache is then all that its answers need."""
+    layers = DynamicCache(config=model.config).layers
+    given = "position_ids" in signature(decoder_of(model).forward).parameters
+    return given and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _read(model: Any, ids: Tensor, mask: Tensor) -> DynamicCache:
+    """The cache of all but the last token of each row, where rows that are the same were read once."""
+    rows, of_row = torch.cat([ids, mask], dim=1).unique(dim=0, return_inverse=True)
+    ids, mask = (part[:, :-1] for part in rows.chunk(2, dim=1))
+    cache = DynamicCache(config=model.config)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    decoder_of(model)(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    cache.batch_select_indices(of_row)
+    return cache
+
+
+@contextmanager
+def _merged(model: Any) -> Iterator[None]:
+    """While this lasts, a LoRA is part of its layers' weights, where all are float32; they come back bit for bit.
+
+    PEFT takes layers with merged_adapters as they are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    exact = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+    kept = [(layer, layer.get_base_layer().weight, layer.get_base_layer().weight.data) for layer in layers if exact]
+    try:
+        for layer, weight, data in kept:
+            (name,) = layer.active_adapters
+            with torch.no_grad():
+                weight.data = data + layer.get_delta_weight(name)
+            layer.merged_adapters.append(name)
+        yield
+    finally:
+        for layer, weight, data in kept:
+            weight.data = data
+            layer.merged_adapters.clear()
+
+
+def gap(trained: Tensor, sampled: Tensor, mask: Tensor) -> float:
     """Mean |difference| in nats over the tokens of the mask; all three are (batch, tokens)."""
     return float((trained.detach() - sampled).abs()[mask.bool()].mean())

@@ -45,10 +45,13 @@ def unparsed(tokenizer: Any) -> Iterator[None]:
 
 
 class Recorder:
-    """Called with each generation batch: judges it, writes it to completions/, returns metrics for TRL's log."""
+    """Called with each generation batch: judges it, writes it to completions/, returns metrics for TRL's log.
+
+    passed: of the newest batch, whether the strict reading called each completion right."""
 
     def __init__(self, task: Task, run: Run, weights: Mapping[str, float]) -> None:
         self.task, self.run, self.weights = task, run, weights
+        self.passed: list[bool] = []
 
     def __call__(
         self,
@@ -61,6 +64,7 @@ class Recorder:
         """examples: one per completion; logs: TRL's, with its newest rewards and advantages; informative: whether the
         rewards of a completion's group differ."""
         rows = self._rows(step, examples, completions, logs)
+        self.passed = [row["strict"] for row in rows]
         runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl.gz", rows)
         return {
             "accuracy": _share(rows, "strict"),

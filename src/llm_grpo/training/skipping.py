@@ -31,11 +31,6 @@ MEAN_OVER_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")  # of the micro-batch
 MEAN_OVER_ITS_TOKENS = ("bnpo",)  # the tokens of the micro-batch
 # The others (dapo, cispo, vespo) divide by num_items_in_batch, which was counted before anything is dropped.
 
-# Fewer rows at once are padded less and have overhead of their own: an update of the demo with 64 rows took 0.95 of the
-# time in one part, 0.73 in parts of 32, 0.75 of 16, 0.82 of 8 (docs/correctness.md), and 16 take the least memory that
-# costs nothing. A GPU takes a whole micro-batch, which Unsloth packs.
-ROWS_AT_ONCE_ON_A_CPU = 16
-
 
 def differing(rewards: Tensor, weights: Tensor, group: int, aggregation: str) -> Tensor:
     """[groups] whether a group's rewards differ, so that it teaches something. rewards [N, K], NaN: not judged.
@@ -73,6 +68,10 @@ def parts_of(
     lengths = joined["prompt_mask"].sum(dim=1) + joined["completion_mask"].sum(dim=1)
     kept = teaching(joined).nonzero().flatten()
     kept = kept[lengths[kept].argsort(stable=True)]
+    if "group" in joined:  # the answers to a prompt stay together (training/sharing.py), groups go by their longest
+        group = joined["group"]
+        longest = lengths.new_zeros(int(group.max()) + 1).scatter_reduce(0, group[kept], lengths[kept], "amax")
+        kept = kept[(longest[group[kept]] * len(longest) + group[kept]).argsort(stable=True)]
     rows = int(gather(kept.new_tensor([len(kept)])).max())
     blank = len(lengths)  # the index of a row that is put behind the others
     kept = torch.cat([kept.new_full((rows - len(kept),), blank), kept])

@@ -21,25 +21,23 @@ from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.environment import made_with
+from llm_grpo.planning.memory import ROWS_AT_ONCE_ON_A_CPU
 from llm_grpo.planning.skipping import skip_choice
 from llm_grpo.policy import Policy, count_positions_from_mask
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
-from llm_grpo.rollouts.sampled import gap, sampled_logprobs
+from llm_grpo.rollouts.sampled import sampled_logprobs
 from llm_grpo.runs import Run
-from llm_grpo.training import fitting
+from llm_grpo.training import fitting, sharing
+from llm_grpo.training.agreement import SURPRISE, agreement
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
+from llm_grpo.training.choosing import Choosing, choosing_of
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
 from llm_grpo.training.resuming import ResumingTrainer
-from llm_grpo.training.skipping import ROWS_AT_ONCE_ON_A_CPU, differing, parts_of, split
+from llm_grpo.training.skipping import differing, parts_of, split
 from llm_grpo.training.spending import Spending
 from llm_grpo.training.watching import Watch
-from llm_grpo.verification.subject import aligned
-
-SURPRISE = "-log p of what was drawn"
-SCORED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-ROWS_SCORED = 8  # enough to tell a gap of 0.02 nats; all of a generation batch would cost a forward pass of the update
 
 
 class RecordingTrainer(ResumingTrainer):
@@ -61,9 +59,11 @@ class RecordingTrainer(ResumingTrainer):
         read: Callable[[Sequence[Sequence[int]]], list[Completion]],
         record: Callable[..., dict[str, float]],
         skip: bool,
+        choosing: Choosing | None = None,
         **kwargs: Any,
     ) -> None:
         self.problems, self._read, self._record, self.skip = problems, read, record, skip
+        self.choosing = choosing
         self._spending = Spending()
         self._prepare_seconds = 0.0
         self._parts: list[dict[str, Any]] = []  # of the micro-step in hand
@@ -73,6 +73,9 @@ class RecordingTrainer(ResumingTrainer):
         with told_by_trl():
             super().__init__(*args, **kwargs, train_dataset=rows)
         self.rows_that_fit = self.args.per_device_train_batch_size  # in an update; halved where memory is short
+        why = sharing.why_not(self.model) if skip else None
+        self.shares = skip and why is None
+        self.choices = {"prompts": f"not shared by their answers: {why}"} if why else {}
 
     @contextmanager
     def _timed(self, phase: str) -> Any:
@@ -90,7 +93,8 @@ class RecordingTrainer(ResumingTrainer):
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]]]:
         if self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
-        with sampled_logprobs(self.model, self.temperature) as sampled:
+        whole = bool(self.args.generation_kwargs or self.args.cache_implementation)
+        with sampled_logprobs(self.model, self.temperature, in_stages=not whole) as sampled:
             completions, _ = super()._generate_single_turn(*args, **kwargs)
         return completions, sampled.of(completions)
 
@@ -150,6 +154,14 @@ class RecordingTrainer(ResumingTrainer):
             self._metrics["train"][name if name == drift.METRIC else f"updated_rows/{name}"] += values
         return loss
 
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.shares:
+            with self.accelerator.autocast():
+                found = sharing.score(model, self.model.config.hidden_size, *args, **kwargs)
+            if found is not None:
+                return found
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
     def _examples(self, inputs: list[dict[str, Any]]) -> list[Example]:
         return [self.problems[row["problem"]].example for row in inputs]
 
@@ -160,20 +172,35 @@ class RecordingTrainer(ResumingTrainer):
             self._newest_rewards = super()._calculate_rewards(rows, *args, **kwargs)
         return self._newest_rewards
 
-    def _informative(self, rows: int) -> torch.Tensor:
-        """[rows] of this process: whether the rewards of the row's group differ."""
+    def _differing(self) -> torch.Tensor:
+        """[groups] of all processes: whether the group's rewards differ."""
         rewards, aggregation = self._newest_rewards, self.args.multi_objective_aggregation
-        groups = differing(rewards, self.reward_weights.to(rewards.device), self.num_generations, aggregation)
-        return groups.repeat_interleave(self.num_generations)[rows * self.accelerator.process_index :][:rows]
+        return differing(rewards, self.reward_weights.to(rewards.device), self.num_generations, aggregation)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
+        log = self._metrics["train"]
+        rows = len(inputs)
+        output = self.choosing.generation_batch(rows, self._made_of, log) if self.choosing else self._made(inputs)
+        self._prepare_seconds += time.perf_counter() - start
+        return output
+
+    def _made_of(self, prompts: Sequence[int]) -> tuple[dict[str, Any], list[int], list[bool]]:
+        """A generation batch of these prompts, a row each, of this process; of all processes' groups: how many of its
+        answers passed, and whether their rewards differ."""
+        output = self._made([{"problem": prompt} for prompt in prompts])
+        passed = self.accelerator.gather(output["informative"].new_tensor(self._record.passed).long())
+        return output, passed.view(-1, self.num_generations).sum(dim=1).tolist(), self._differing().tolist()
+
+    def _made(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        start = time.perf_counter()
         asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
         output = super()._generate_and_score_completions(asked)
-        extra = self._agreement(output)
+        extra = agreement(self, output)
         seconds = time.perf_counter() - start
-        self._prepare_seconds += seconds
-        output["informative"] = self._informative(len(inputs))
+        rows = torch.arange(len(inputs), device=output["advantages"].device)  # of this process; a group may span two
+        group = (rows + len(inputs) * self.accelerator.process_index) // self.num_generations
+        output |= {"informative": self._differing()[group]} | ({"group": group} if self.shares else {})
         tokens = output["completion_mask"].sum(dim=1)
         self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
         told = output["informative"].tolist()
@@ -181,32 +208,6 @@ class RecordingTrainer(ResumingTrainer):
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
         return output
-
-    @torch.no_grad()
-    def _agreement(self, batch: dict[str, Any]) -> dict[str, float]:
-        """The gap between who generated and who learns, where TRL does not log it, and the entropy of what was drawn.
-
-        Unsloth's trainer scores inside its loss and hands nothing out, so a few rows are scored once more, by the
-        scorer that both trainers have.
-        """
-        sampled, mask = batch.get("sampling_per_token_logps"), batch["completion_mask"].bool()
-        if sampled is None or not mask.any():
-            return {}
-        found = {SURPRISE: float(-sampled[mask].nanmean())}
-        rows = mask.any(dim=1).nonzero().flatten()[:ROWS_SCORED]
-        if not (self.use_vllm and self.vllm_importance_sampling_correction):
-            few = {name: batch[name][rows] for name in SCORED}
-            found[drift.METRIC] = gap(self._scored(few), sampled[rows], mask[rows])
-        return found
-
-    def _scored(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The trainer's log-probabilities of the completions, (rows, tokens)."""
-        ids, mask = (
-            torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
-        )
-        longest, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
-        found = self._get_per_token_logps_and_entropies(self.model, ids, mask, longest, batch_size=size)[0]
-        return aligned(found, batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
@@ -222,12 +223,14 @@ class RecordingTrainer(ResumingTrainer):
 
     @property
     def spent(self) -> dict[str, Any]:
-        """What has been counted since the last log, as a checkpoint keeps it."""
-        return dict(vars(self._spending))
+        """What has been counted since the last log and is known of the prompts, as a checkpoint keeps it."""
+        return vars(self._spending) | {"prompts": self.choosing.state if self.choosing else None}
 
     @spent.setter
     def spent(self, counts: dict[str, Any]) -> None:
-        vars(self._spending).update(counts)
+        if self.choosing:
+            self.choosing.state = counts["prompts"]
+        vars(self._spending).update({name: count for name, count in counts.items() if name != "prompts"})
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.rehearse:
@@ -263,6 +266,7 @@ def build_trainer(
         read=reading(policy),
         record=Recorder(task, run, {reward.label: reward.weight for reward in rewards if adds_up}),
         skip=skip_choice(config)[0],
+        choosing=choosing_of(config, problems),
         policy=policy,
         facts={
             "config": config.as_dict(),

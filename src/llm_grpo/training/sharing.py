@@ -1,0 +1,107 @@
+"""A prompt goes through the model once for all its answers: one row [prompt, answer, answer, ...] in place of one each.
+
+An answer sees the prompt and itself, at the positions it would have behind the prompt, so its log-probabilities and
+every gradient are what they were, up to the order in which floats are added. One forward pass of an ordinary model does
+it: the mask says who sees whom. The last token of the prompt stands before each answer, since it predicts its first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_grpo.policy import is_rewritten
+from llm_grpo.rollouts.sampled import attends_to_everything
+
+
+def why_not(model: Any) -> str | None:
+    """Why prompts cannot be shared in this model; None where they can."""
+    config = model.config
+    if is_rewritten():
+        return "Unsloth's trainer packs rows by itself"
+    if config._attn_implementation != "sdpa":
+        return f"its attention ({config._attn_implementation}) takes no mask of ours"
+    if not attends_to_everything(model):
+        return "its layers do not attend to everything, or its positions cannot be given"
+    if _drops(model):
+        return "dropout would be the same for all answers to a prompt"
+    return None
+
+
+def _drops(model: Any) -> bool:
+    by_layer = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return by_layer or bool(getattr(model.config, "attention_dropout", 0.0))
+
+
+def score(
+    model: Any, hidden: int, ids: Tensor, mask: Tensor, answer_tokens: int, batch_size: int | None = None, **_: Any
+) -> tuple[Tensor, Tensor | None, None] | None:
+    """What TRL's `_get_per_token_logps_and_entropies` says of the same rows, batch_size at once; None where a row for
+    each answer costs less."""
+    size = batch_size or len(ids)
+    folded = [Folded(ids[i : i + size], mask[i : i + size], answer_tokens) for i in range(0, len(ids), size)]
+    if not all(rows.pays(hidden) for rows in folded):
+        return None
+    logprobs, entropies = zip(*(rows.scored_by(model) for rows in folded), strict=True)
+    return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies), None
+
+
+class Folded:
+    """Rows of TRL's, [N, M + C] with left-padded prompts, folded into one row a prompt.
+
+    ids, positions, labels: [G, T]; mask: [G, 1, T, T], True where a token (third axis) sees another. `unfold` puts what
+    the model says of the labels, [G, T - 1], where TRL has it: [N, C], zero where there is no token.
+    """
+
+    def __init__(self, ids: Tensor, mask: Tensor, answer_tokens: int) -> None:
+        start = ids.shape[1] - answer_tokens
+        given = torch.cat([ids[:, :start], mask[:, :start]], dim=1)
+        _, of_prompt = given.unique(dim=0, return_inverse=True)
+        lengths, self.plain, self.width = mask[:, start:].sum(dim=1).tolist(), tuple(ids.shape), answer_tokens
+        rows: dict[int, list[tuple[Tensor, int, int, bool]]] = {}  # pieces: tokens, first position, owner, an answer
+        self.places: list[tuple[int, int, int]] = []  # of each row: its prompt's, where its first token stands, length
+        ends: dict[int, int] = {}
+        for row, (prompt, length) in enumerate(zip(of_prompt.tolist(), lengths, strict=True)):
+            known = ids[row, :start][mask[row, :start].bool()]
+            if prompt not in rows:
+                rows[prompt], ends[prompt] = [(known[:-1], 0, 0, False)], len(known) - 1
+            answer = torch.cat([known[-1:], ids[row, start : start + length]])
+            self.places.append((prompt, ends[prompt], length))
+            rows[prompt].append((answer, len(known) - 1, row + 1, True))
+            ends[prompt] += len(answer)
+        longest = max(ends.values())
+        self.ids, self.positions = ids.new_zeros(len(rows), longest), ids.new_zeros(len(rows), longest)
+        self.labels, owner = ids.new_full((len(rows), longest), -100), ids.new_full((len(rows), longest), -1)
+        for prompt, pieces in rows.items():
+            at = 0
+            for tokens, first, whose, is_answer in pieces:
+                end = at + len(tokens)
+                self.ids[prompt, at:end], owner[prompt, at:end] = tokens, whose
+                self.positions[prompt, at:end] = torch.arange(first, first + len(tokens), device=ids.device)
+                if is_answer:
+                    self.labels[prompt, at + 1 : end] = tokens[1:]
+                at = end
+        seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
+        self.mask = (seen & torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril())[:, None]
+
+    def pays(self, hidden: int) -> bool:
+        """Whether the rows [prompt, answers] cost less than an answer's own each, in a model of that width.
+
+        By the products of a decoder's layer: 24 hidden^2 a token, and 4 hidden a pair of tokens for the attention.
+        """
+        folded, longest = self.ids.shape
+        rows, width = self.plain
+        return folded * longest * (6 * hidden + longest) < rows * width * (6 * hidden + width)
+
+    def scored_by(self, model: Any) -> tuple[Tensor, Tensor | None]:
+        """(log-probabilities, entropies) of the answers, [N, C], by a model with TRL's head."""
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+        said = model(**inputs, labels=self.labels, fused_lm_head=True)
+        return self.unfold(said.log_probs), None if said.entropy is None else self.unfold(said.entropy)
+
+    def unfold(self, values: Tensor) -> Tensor:
+        rows = [values[prompt, start : start + length] for prompt, start, length in self.places]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return torch.nn.functional.pad(padded, (0, self.width - padded.shape[1]))
