@@ -22,7 +22,7 @@ from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
 from llm_grpo.environment import made_with
 from llm_grpo.planning.skipping import skip_choice
-from llm_grpo.policy import Policy, count_positions_from_mask
+from llm_grpo.policy import Policy, count_positions_from_mask, learn_in_float32
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import gap, sampled_logprobs
@@ -264,18 +264,9 @@ def build_trainer(
         record=Recorder(task, run, {reward.label: reward.weight for reward in rewards if adds_up}),
         skip=skip_choice(config)[0],
         policy=policy,
-        facts={
-            "config": config.as_dict(),
-            "data": checkpoints.fingerprint(task.load),
-            "made_with": made_with(policy.engine.name),
-        },
+        facts=checkpoints.facts(config, task.load, made_with(policy.engine.name)),
     )
-    if not has_gpu():
-        # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the
-        # rest as they were; on a GPU Unsloth takes that cast out (docs/correctness.md).
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    learn_in_float32(policy)
     if trainer.ref_model is not None:  # made by TRL where all weights are trained and beta is above 0
         count_positions_from_mask(trainer.accelerator.unwrap_model(trainer.ref_model))
     if policy.engine.name == "vllm":
