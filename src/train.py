@@ -47,12 +47,14 @@ def arguments() -> argparse.ArgumentParser:
 def dry_run(config: Config) -> int:
     """The effective config with the origin of each value, and the batch explained. Loads data, no model."""
     from llm_grpo.planning.plan import check_window, explain
-    from llm_grpo.problems import build_rewards
+    from llm_grpo.planning.starting import starting
+    from llm_grpo.problems import build_rewards, check_solutions
     from llm_grpo.report.tables import plan_table, settings_table
     from llm_grpo.rollouts import choose_engine, refused
     from llm_grpo.tasks import build_task
 
     check_window(config.model)
+    config, _ = starting(config)
     if refused(config.rollouts.engine, config):  # on every machine
         choose_engine(config.rollouts.engine, training=config)
     build_rewards(config.rewards)
@@ -60,6 +62,7 @@ def dry_run(config: Config) -> int:
     console.print(settings_table(config))
     try:
         examples = len(task.load("train").examples)
+        check_solutions(config, task)
     except NotAtHandError as error:
         examples = task.published_train_size
         known = f"counted by their published size ({examples:,})" if examples else "so shares of them are not known"
@@ -78,7 +81,8 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     from llm_grpo.planning.plan import check_window
     from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice, unsloth_first
     from llm_grpo.planning.skipping import skip_choice
-    from llm_grpo.problems import build_rewards, prepare
+    from llm_grpo.planning.starting import starting
+    from llm_grpo.problems import build_rewards, check_solutions, prepare
     from llm_grpo.tasks import build_task
 
     choices = standby_choice(config)
@@ -89,8 +93,10 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         console.print(notices.cannot_run(missing), markup=False)
         return 2
     check_window(config.model)
+    config, start = starting(config)
     choices |= {"rollouts.skip": skip_choice(config)[1]}
     task.load("train")  # a fault in the data is told before anything slow starts
+    check_solutions(config, task)
     if resume:
         run, checkpoint = runs.reopen(config, fingerprint(task.load))
     else:
@@ -99,16 +105,19 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
         from llm_grpo.device import hardware
-        from llm_grpo.policy import load_policy, save_weights
+        from llm_grpo.policy import load_policy, load_weights, save_weights
         from llm_grpo.report.curves import draw
         from llm_grpo.report.page import write_report
         from llm_grpo.training.arguments import changed_in_silence, check_arguments, wanted_arguments
         from llm_grpo.training.optimising import optimise
+        from llm_grpo.training.sft import learn_solutions
         from llm_grpo.training.trainer import build_trainer
         from llm_grpo.training.watching import watch
 
         check_arguments(config, run, [reward.weight for reward in rewards])
         policy = load_policy(config)
+        if start:
+            load_weights(policy, start)
     choices |= policy.choices
     if checkpoint:
         choices["--resume"] = resumed(checkpoint, made_with(policy.engine.name))
@@ -119,6 +128,20 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     data = {split: prepare(task, split, config, policy.tokenizer, limit) for split, limit in limits.items()}
     notices.say_left_out(console, data.values())
     evaluate = evaluator(config, task, policy.engine, rewards, partial(command.progress, console))
+
+    def measure(file: Path, what: str) -> None:
+        """What an earlier session of the run has measured stands."""
+        if not read_json(file):
+            write_json(file, report := evaluate(data["test"].problems, f"evaluating {what}"))
+            notices.say_prospects(console, report)
+
+    if config.sft:
+        measure(run.before, "before training")
+        stop = learn_solutions(config, policy, task, data["train"].problems, run, console)
+        if stop.number is not None:
+            console.print(f"Stopped. {notices.again(run)}", highlight=False, markup=False, soft_wrap=True)
+            return stop.exit_code
+        measure(run.after_sft, "after SFT")
     watched = watch(
         config, run, console, lambda: evaluate(data["validation"].problems), lambda folder: save_weights(policy, folder)
     )
@@ -127,12 +150,12 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         trainer = build_trainer(config, policy, task, data["train"].problems, rewards, run, watched)
     notices.say_choices(console, changed_in_silence(wanted, trainer.args) | trainer.choices)
 
-    if not (resume and read_json(run.before)):
-        write_json(run.before, before := evaluate(data["test"].problems, "evaluating before training"))
-        notices.say_prospects(console, before)
+    measure(run.before, "before training")
+    if checkpoint and not checkpoint.of_grpo:
+        runs.forget_after(run, -1)  # steps of GRPO that no checkpoint has are done again
     runs.forget_replaced(run)
     try:
-        trained = optimise(trainer, watched, run, checkpoint)
+        trained = optimise(trainer, watched, run, checkpoint if checkpoint and checkpoint.of_grpo else None)
     finally:  # whatever happened: the picture of what was learned
         draw(run)
         write_report(run)

@@ -23,6 +23,7 @@ from llm_grpo.records import Split
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.pt"  # without it a checkpoint holds a model only (grpo.save_only_model)
+OF_SFT = "rng_state.pth"  # that of transformers' own trainer, which does the SFT before GRPO
 
 # What may be another on a resume, because nothing that was learned or measured so far depends on it. More steps are
 # looked at apart (`_more_steps`).
@@ -52,6 +53,11 @@ class Checkpoint:
 
     def config(self) -> Config:
         return check(dict(self.facts["config"]), {}, source=str(self.folder / MANIFEST))
+
+    @property
+    def of_grpo(self) -> bool:
+        """Else it is of the SFT before it."""
+        return (self.folder / PROGRESS).is_file()
 
     def finished(self, grpo: Mapping[str, Any]) -> bool:
         """Whether all steps are done that these settings ask for."""
@@ -101,7 +107,7 @@ def _fault(folder: Path, hashes: bool) -> str:
         return "has no manifest.json (not written to its end, or by an older version)"
     except (ValueError, KeyError, TypeError):
         return "its manifest.json cannot be read"
-    if PROGRESS not in files:
+    if not files.keys() & {PROGRESS, OF_SFT}:
         return "holds the model alone (grpo.save_only_model)"
     return next(_wrong_files(folder, files, hashes), "")
 
@@ -134,6 +140,11 @@ def fingerprint(load: Callable[[str], Split]) -> dict[str, str]:
             hashed.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
         hashes[split] = hashed.hexdigest()
     return hashes
+
+
+def facts(config: Config, load: Callable[[str], Split], made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says besides its files, and a resume is compared with."""
+    return {"config": config.as_dict(), "data": fingerprint(load), "made_with": made_with}
 
 
 def check_unchanged(checkpoint: Checkpoint, config: Config, data: Mapping[str, str]) -> None:

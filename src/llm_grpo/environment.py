@@ -54,7 +54,8 @@ def resumed(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str:
 
     now: `made_with` of this session.
     """
-    at = f"step {checkpoint.step} of {checkpoint.planned}, {checkpoint.folder.name}"
+    phase = "" if checkpoint.of_grpo else "SFT "
+    at = f"{phase}step {checkpoint.step} of {checkpoint.planned}, {checkpoint.folder.name}"
     passed = f"; passed over {', '.join(checkpoint.passed_over)}" if checkpoint.passed_over else ""
     before = checkpoint.facts["made_with"]
     other = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]

@@ -159,6 +159,14 @@ def _with_positions(
     return args, words
 
 
+def learn_in_float32(policy: Policy) -> None:
+    """On a CPU TRL's trainers cast the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights
+    and leaves the rest as they were; on a GPU Unsloth takes that cast out (docs/correctness.md)."""
+    for parameter in policy.model.parameters() if not has_gpu() else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def save_weights(policy: Policy, folder: Path) -> None:
     """What was learned and the tokenizer, under a temporary name until it is whole."""
     draft = folder.with_name(f".{folder.name}.draft")

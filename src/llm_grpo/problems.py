@@ -103,18 +103,40 @@ def build_rewards(specs: Sequence[RewardSpec], run: Run | None = None) -> list[R
     return rewards
 
 
+def check_solutions(config: Config, task: Task) -> None:
+    """Before a model is loaded: the task has the worked solutions that the config asks for. Raises UserError."""
+    if config.prompt.examples:
+        _shown(task, config.prompt.examples)
+    if config.sft:
+        _solved(task, "sft", "null")
+
+
+def _solved(task: Task, wish: str, off: str) -> list[Example]:
+    """The training examples with a worked solution, right or not.
+
+    wish: the key of the config that asks for them, and `off` its value that does not. Raises UserError where the task
+    has none.
+    """
+    examples = task.load("train").examples
+    told = [example for example in examples if _solution(example) or format_of(task.judge) == "plain"]
+    if format_of(task.judge) is None or not told:
+        why = "its answers have a form of their own" if told else "its examples have no column 'solution'"
+        raise UserError(f"{wish}: task {task.name} has no worked solutions ({why}). Set it to {off}.")
+    return told
+
+
+def worked_right(example: Example, task: Task) -> bool:
+    """Whether the task's own judge calls its worked solution right."""
+    return task.judge(worked(example, task), example.answer).strict
+
+
 def _shown(task: Task, count: int) -> list[Example]:
-    """The first of the train split that are no longer than half of it and whose solution its own judge calls right."""
-    examples = task.load("train").examples if count else ()
-    solved = [example for example in examples if _solution(example) or format_of(task.judge) == "plain"]
+    """The first of the train split that are no longer than half of it and whose solution is right."""
     if not count:
         return []
-    if format_of(task.judge) is None or not solved:
-        why = "its answers have a form of their own" if solved else "its examples have no column 'solution'"
-        raise UserError(f"prompt.examples: task {task.name} has no worked examples to show ({why}). Set it to 0.")
-    usual = median(map(_length, solved))
-    fit = (e for e in solved if _length(e) <= usual and task.judge(_worked(e, task), e.answer).strict)
-    shown = list(islice(fit, count))
+    usable = _solved(task, "prompt.examples", "0")
+    usual = median(map(_length, usable))
+    shown = list(islice((e for e in usable if _length(e) <= usual and worked_right(e, task)), count))
     if len(shown) < count:
         raise UserError(f"prompt.examples: {count} wanted, the train split of {task.name} has {len(shown)} to show.")
     return shown
@@ -125,11 +147,12 @@ def _as_messages(shown: Sequence[Example], task: Task) -> tuple[Message, ...]:
     messages: list[Message] = []
     for example in shown:
         messages += [message for message in example.prompt if message["role"] != "system"]
-        messages.append({"role": "assistant", "content": _worked(example, task)})
+        messages.append({"role": "assistant", "content": worked(example, task)})
     return tuple(messages)
 
 
-def _worked(example: Example, task: Task) -> str:
+def worked(example: Example, task: Task) -> str:
+    """The answer the model should have written: the solution in the format the task asks for."""
     return write_answer(format_of(task.judge) or "", _solution(example), example.answer)
 
 

@@ -3,7 +3,8 @@
 outputs/NAME/  config.yaml  environment.json  metrics.jsonl  completions/  checkpoints/  adapter/  adapter_best/
                merged/  curves.png  eval/before.json  eval/validation.jsonl  eval/after.json  summary.json
 
-With `lora: null` whole models are learned: model/ and model_best/ stand where the adapters would.
+With `lora: null` whole models are learned: model/ and model_best/ stand where the adapters would. With `sft:` there are
+sft/ (its metrics and checkpoints), adapter_sft/ and eval/after_sft.json besides.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PLACES = {
     "findings": "findings.jsonl",
     "completions": "completions",
     "checkpoints": "checkpoints",
+    "sft": "sft",
+    "sft_metrics": "sft/metrics.jsonl",
     "adapter": "adapter",
     "adapter_best": "adapter_best",
     "model": "model",
@@ -39,6 +42,7 @@ PLACES = {
     "report": "report.html",
     "before": "eval/before.json",
     "validation": "eval/validation.jsonl",
+    "after_sft": "eval/after_sft.json",
     "after": "eval/after.json",
     "confusion": "eval/confusion.png",
     "summary": "summary.json",
@@ -68,9 +72,9 @@ class Run:
         """The effective config the run was started with, whatever the environment says now."""
         return load_config(self.config_file, environment={})
 
-    def last_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, as far as names and sizes tell."""
-        return checkpoints.newest(self.checkpoints, hashes=False)
+    def last_checkpoint(self, *, hashes: bool = False) -> Checkpoint | None:
+        """The newest whole checkpoint, of GRPO or else of the SFT before it; without hashes names and sizes tell."""
+        return checkpoints.newest(self.checkpoints, hashes=hashes) or checkpoints.newest(self.sft, hashes=hashes)
 
     def completion_files(self) -> list[Path]:
         """What is in completions/, by step: one file for each update that generated."""
@@ -87,6 +91,11 @@ class Run:
         return self.folder / f"{self.learns}_best"
 
     @property
+    def warm(self) -> Path:
+        """What SFT learned, and GRPO starts from."""
+        return self.folder / f"{self.learns}_sft"
+
+    @property
     def lock(self) -> Path:
         """Held while a process trains here; beside the folder, which may be set aside."""
         return self.folder.with_name(f".{self.folder.name}.lock")
@@ -99,7 +108,7 @@ class Run:
     def holds_results(self) -> bool:
         """Whether anything was learned here: an adapter or a model, a checkpoint (whole or not), a summary."""
         learned = (self.adapter, self.adapter_best, self.model, self.model_best)
-        there = (self.summary, *learned, *checkpoints.by_step(self.checkpoints))
+        there = (self.summary, *learned, *checkpoints.by_step(self.checkpoints), *checkpoints.by_step(self.sft))
         return any(path.exists() for path in there)
 
     def chosen_weights(self) -> Path:
@@ -157,7 +166,7 @@ def reopen(config: Config, data: Mapping[str, str]) -> tuple[Run, Checkpoint]:
     """
     run = of(config)
     hold(run.lock)
-    checkpoint = checkpoints.newest(run.checkpoints, hashes=True)
+    checkpoint = run.last_checkpoint(hashes=True)
     if checkpoint is None:
         raise UserError(f"--resume: {run.folder} has no checkpoint to go on from. Start it without --resume.")
     checkpoints.check_unchanged(checkpoint, config, data)
@@ -211,14 +220,20 @@ def forget_after(run: Run, step: int) -> None:
 
     The best weights stay, of whichever step: they were measured, and a better one takes their place.
     """
-    for path in (path for path in (run.metrics, run.validation, run.findings, run.reward_troubles) if path.is_file()):
+    for path in (run.metrics, run.validation, run.findings, run.reward_troubles):
+        cut_after(path, step)
+    for path in run.completion_files():
+        if int(path.name.partition(".")[0].rpartition("_")[2]) > step:
+            path.unlink()
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps, where there is such a file."""
+    if path.is_file():
         draft = path.with_name(f".{path.name}")
         draft.unlink(missing_ok=True)
         append_jsonl(draft, (row for row in read_jsonl(path) if (row["step"] or 0) <= step))
         draft.replace(path)
-    for path in run.completion_files():
-        if int(path.name.partition(".")[0].rpartition("_")[2]) > step:
-            path.unlink()
 
 
 def last_step(run: Run) -> int:

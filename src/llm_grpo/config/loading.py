@@ -90,7 +90,7 @@ def _faults_between(config: Config) -> list[str]:
 
 
 def _fields(section: type[BaseModel]) -> list[str]:
-    return [name for name in section.model_fields if name != "origins"]
+    return [field.alias or name for name, field in section.model_fields.items() if name != "origins"]
 
 
 def _section_at(path: Sequence[Any]) -> type[BaseModel]:

@@ -98,6 +98,16 @@ class LoraSection(Section):
     alpha: Annotated[float, Field(gt=0)] = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] | None = None  # null: the projections of the architecture
+    from_: Place | None = Field(default=None, alias="from")  # an adapter to go on from: a run, a folder, a Hub name
+
+
+class SftSection(Section):
+    """What comes before GRPO: the same weights learn the task's worked solutions, by TRL's SFTTrainer."""
+
+    steps: Positive
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # falls to 0 in a straight line
+    warmup_steps: Count = 0
+    batch_size: Positive = 8  # solutions in an update
 
 
 class TaskSection(Section):
@@ -190,6 +200,7 @@ class Config(Section):
     run: RunSection = RunSection()
     model: ModelSection
     lora: LoraSection | None = LoraSection()  # null: all weights are trained
+    sft: SftSection | None = None  # null: GRPO starts from the model as it is
     task: TaskSection
     prompt: PromptSection = PromptSection()
     rewards: Annotated[list[RewardSpec], Field(min_length=1)]
@@ -203,7 +214,7 @@ class Config(Section):
 
     def as_dict(self) -> dict[str, Any]:
         """The effective config, every default written out, as it is saved in the run's folder."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def answer_tokens(self, split: str = "test") -> int:
         """Tokens an answer may have: in training TRL's, in an evaluation `evaluation.max_tokens` where it is set."""

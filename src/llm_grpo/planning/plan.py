@@ -37,6 +37,10 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
                       f"at most {batch.max_tokens_per_update:,} tokens"),
         ("updates per generation batch", f"{batch.updates_per_generation:g}"),
     ]  # fmt: skip
+    if config.sft:
+        solutions = config.sft.steps * config.sft.batch_size
+        shown = f", {solutions / train_examples:.1f} times the training examples" if train_examples else ""
+        rows.insert(0, ("SFT before it", f"{config.sft.steps} updates of {config.sft.batch_size} solutions{shown}"))
     if batch.updates is not None:
         completions = batch.prompts_seen * batch.num_generations
         rows.append(

@@ -49,6 +49,7 @@ def summarise(
         "before": without_items(before),
         "after": without_items(after),
         "paired": compare(before, after),
+        **_of_sft(run, before, after),
     }
 
 
@@ -66,12 +67,25 @@ def _spent(config: Config, run: Run, rows: list[dict[str, Any]], train_seconds: 
     }
 
 
+def _of_sft(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What stood between the two phases, paired with what was before it and what came after; {} without SFT."""
+    between = read_json(run.after_sft)
+    if not between:
+        return {}
+    return {"after_sft": without_items(between), "sft": compare(before, between), "grpo": compare(between, after)}
+
+
 def say_result(
     console: Console, run: Run, summary: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
     """The tables of the end, the confusion matrix where the task has classes, and what is wrong."""
-    title = f"{after['n']} held-out problems, before and after training"
-    console.print(comparison_table(before, after, summary["paired"], title))
+    between, problems = read_json(run.after_sft), f"{after['n']} held-out problems"
+    if between:
+        console.print(comparison_table(before, between, summary["sft"], f"{problems}, before and after SFT"))
+        console.print(
+            comparison_table(between, after, summary["grpo"], f"{problems}, before and after the GRPO behind it")
+        )
+    console.print(comparison_table(before, after, summary["paired"], f"{problems}, before and after training"))
     if classes := classes_table(after, "after training, by class"):
         console.print(classes)
     draw_confusion({"before": before, "after": after}, run.confusion)

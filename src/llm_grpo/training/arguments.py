@@ -30,16 +30,15 @@ def grpo_arguments(config: Config, run: Run, weights: list[float], engine: str) 
     return arguments
 
 
-def _stated(config: Config, run: Run, weights: list[float], engine: str) -> dict[str, Any]:
+def device_arguments() -> dict[str, bool]:
+    """What the device decides, of the arguments of any trainer."""
     cuda, (dtype, _) = has_gpu(), compute_dtype()
-    device = {
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16",
-        "use_cpu": not cuda,
-        "dataloader_pin_memory": cuda,
-    }
+    return {"bf16": dtype == "bfloat16", "fp16": dtype == "float16", "use_cpu": not cuda, "dataloader_pin_memory": cuda}
+
+
+def _stated(config: Config, run: Run, weights: list[float], engine: str) -> dict[str, Any]:
     return {
-        **device,
+        **device_arguments(),
         **config.grpo,
         "output_dir": str(run.checkpoints),
         "run_name": config.run.name,

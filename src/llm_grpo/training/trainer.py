@@ -23,7 +23,7 @@ from llm_grpo.diagnosis import drift
 from llm_grpo.environment import made_with
 from llm_grpo.planning.memory import ROWS_AT_ONCE_ON_A_CPU
 from llm_grpo.planning.skipping import skip_choice
-from llm_grpo.policy import Policy, count_positions_from_mask
+from llm_grpo.policy import Policy, count_positions_from_mask, learn_in_float32
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import sampled_logprobs
@@ -268,18 +268,9 @@ def build_trainer(
         skip=skip_choice(config)[0],
         choosing=choosing_of(config, problems),
         policy=policy,
-        facts={
-            "config": config.as_dict(),
-            "data": checkpoints.fingerprint(task.load),
-            "made_with": made_with(policy.engine.name),
-        },
+        facts=checkpoints.facts(config, task.load, made_with(policy.engine.name)),
     )
-    if not has_gpu():
-        # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights and leaves the
-        # rest as they were; on a GPU Unsloth takes that cast out (docs/correctness.md).
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    learn_in_float32(policy)
     if trainer.ref_model is not None:  # made by TRL where all weights are trained and beta is above 0
         count_positions_from_mask(trainer.accelerator.unwrap_model(trainer.ref_model))
     if policy.engine.name == "vllm":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
@@ -56,8 +56,8 @@ class MetricsFile(TrainerCallback):
     A step that trains on completions of an earlier one has a loss and no reward.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -65,7 +65,7 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            runs.append_jsonl(self.run.metrics, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
+            runs.append_jsonl(self.path, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
 
 
 class LiveDoctor(TrainerCallback):
@@ -102,14 +102,13 @@ class LiveDoctor(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with reward and accuracy; where the output is no terminal, a line for every tenth of the way."""
+    """A bar with the last values of `shown`; where the output is no terminal, a line for every tenth of the way."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.said = console, 0
-        self.reward: float | None = None
-        self.accuracy: float | None = None
+    def __init__(self, console: Console, what: str = "training", shown: Sequence[str] = ("reward", "accuracy")) -> None:
+        self.console, self.said, self.what = console, 0, what
+        self.values: dict[str, float | None] = dict.fromkeys(shown)
         columns = (
-            TextColumn("training"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -128,15 +127,17 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        self.reward = logs.get("reward", self.reward)  # a step that uses a batch again has none
-        self.accuracy = logs.get("accuracy", self.accuracy)
-        said = f"reward {_number(self.reward)}  accuracy {_number(self.accuracy)}"
+        # a step that uses a batch again has no reward
+        self.values |= {name: logs[name] for name in self.values.keys() & logs.keys()}
+        said = "  ".join(f"{name} {_number(value)}" for name, value in self.values.items())
         self.bar.update(self.line, completed=state.global_step, description=said)
         tenth = state.global_step * 10 // state.max_steps
         if not self.console.is_terminal and tenth > self.said:
             self.said = tenth
             left = timedelta(seconds=round(self.bar.tasks[0].time_remaining or 0))
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {said}  {left} left", highlight=False)
+            step = f"{self.what} step" if self.what != "training" else "step"
+            done = f"{step} {state.global_step}/{state.max_steps}  {said}"
+            self.console.print(f"{done}  {left} left", highlight=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.stop()
@@ -235,7 +236,7 @@ def watch(
         stop,
         Validation(config, run, evaluate, save, stop),
         ProgressBar(console),
-        MetricsFile(run),
+        MetricsFile(run.metrics),
         SampleEvery(run, config.logging.sample_every, console),
         LiveDoctor(config, run, console, stop),
         ReportRefresh(run),

@@ -1,0 +1,149 @@
+"""SFT before GRPO: the same weights learn the task's worked solutions, by TRL's SFTTrainer.
+
+The loss is on the answer alone, behind the prompt that GRPO and every evaluation render. What was learned lies in
+adapter_sft/ (or model_sft/) at the end; sft/ has a line a step and checkpoints that a resume goes on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
+
+from datasets import Dataset  # isort: skip
+from rich.console import Console  # isort: skip
+from transformers import TrainerCallback  # isort: skip
+from transformers.trainer_callback import PrinterCallback  # isort: skip
+from trl import SFTConfig, SFTTrainer  # isort: skip
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # isort: skip
+
+from llm_grpo import checkpoints, runs
+from llm_grpo.answers.thinking import CLOSE
+from llm_grpo.config.schema import Config
+from llm_grpo.environment import made_with
+from llm_grpo.errors import UserError
+from llm_grpo.policy import Policy, learn_in_float32, load_weights, save_weights
+from llm_grpo.problems import worked, worked_right
+from llm_grpo.prompts import begun_thought, render
+from llm_grpo.records import Problem, Task
+from llm_grpo.rollouts import stop_tokens
+from llm_grpo.runs import Run
+from llm_grpo.training.arguments import device_arguments, told_by_trl
+from llm_grpo.training.stopping import GentleStop
+from llm_grpo.training.watching import MetricsFile, ProgressBar
+
+AS_IN_GRPO = ("optim", "adam_beta1", "adam_beta2", "weight_decay", "gradient_checkpointing", "save_steps",
+              "logging_nan_inf_filter")  # fmt: skip
+
+
+class Seal(TrainerCallback):
+    """A checkpoint counts once its manifest is written, after all else (checkpoints.py)."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoints.seal(folder, state.global_step, state.max_steps, self.facts)
+
+
+def learn_solutions(
+    config: Config, policy: Policy, task: Task, problems: Sequence[Problem], run: Run, console: Console
+) -> GentleStop:
+    """The SFT of a config, from where an earlier session left it; the policy holds the result. Raises UserError.
+
+    Returns the stop, whose number tells whether one was asked for: then there is a checkpoint and no result yet.
+    """
+    stop, done = GentleStop(console), checkpoints.newest(run.sft, hashes=True)
+    if done and done.step >= done.planned:
+        load_weights(policy, done.folder)
+        save_weights(policy, run.warm)  # a kill may have come between checkpoint and this
+        return stop
+    bar = ProgressBar(console, "SFT", ("loss",))
+    runs.cut_after(run.sft_metrics, done.step if done else 0)
+    rows = list(_rows(policy, task, problems, config.answer_tokens("train")))
+    if not rows:
+        raise UserError(
+            "sft: no worked solution is right and fits grpo.max_completion_length. Raise it, or set sft=null."
+        )
+    seal = Seal(checkpoints.facts(config, task.load, made_with(policy.engine.name)))
+    with told_by_trl():
+        trainer = SFTTrainer(
+            model=policy.model,
+            processing_class=policy.tokenizer,
+            args=_arguments(config, run),
+            train_dataset=Dataset.from_list(rows),
+            # its own takes a pad token for the tokenizer; here what is padded is known by its place
+            data_collator=DataCollatorForLanguageModeling(policy.tokenizer.pad_token_id or 0),
+            callbacks=[stop, bar, MetricsFile(run.sft_metrics), seal],
+        )
+    learn_in_float32(policy)
+    trainer.remove_callback(PrinterCallback)
+
+    def keep() -> None:
+        """The end of the last step, where an end that was forced left it in memory alone."""
+        step = trainer.state.global_step
+        if step and not (run.sft / f"checkpoint-{step}").exists():
+            trainer._save_checkpoint(trainer.model, None)
+            seal.on_save(trainer.args, trainer.state, trainer.control)
+
+    try:
+        with stop.listening(keep):
+            trainer.train(resume_from_checkpoint=str(done.folder) if done else None)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        bar.bar.stop()
+        keep()
+    if stop.number is None:
+        save_weights(policy, run.warm)
+    return stop
+
+
+def _arguments(config: Config, run: Run) -> SFTConfig:
+    sft = config.sft
+    return SFTConfig(
+        **device_arguments(),
+        **{name: config.grpo[name] for name in AS_IN_GRPO},
+        output_dir=str(run.sft),
+        seed=config.run.seed,
+        max_steps=sft.steps,
+        learning_rate=sft.learning_rate,
+        warmup_steps=sft.warmup_steps,
+        per_device_train_batch_size=sft.batch_size,
+        lr_scheduler_type="linear",
+        max_length=None,  # the rows are whole and fit the window
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _rows(policy: Policy, task: Task, problems: Sequence[Problem], most: int) -> Iterator[dict[str, list[int]]]:
+    """Token ids of prompt and worked answer, and labels that are -100 over the prompt. Left out is what is longer than
+    `most` tokens, as no answer may be, and what the task's judge does not call right."""
+    tokenizer = policy.tokenizer
+    before = f"\n{CLOSE}\n\n" if begun_thought(tokenizer) else ""  # a prompt that ends in <think>: nothing is thought
+    end = _end(policy)
+    for problem in problems:
+        if worked_right(problem.example, task):
+            answer = [*_ids(tokenizer, before + worked(problem.example, task)), end]
+            prompt = _ids(tokenizer, render(problem.messages, tokenizer))
+            if len(answer) <= most:
+                yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _end(policy: Policy) -> int:
+    """The token by which the chat template ends an answer, where generation stops at it; else the tokenizer's own."""
+    stops = stop_tokens(policy.model.generation_config.eos_token_id, policy.tokenizer)
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "42"}]
+    behind = policy.tokenizer.apply_chat_template(said, tokenize=False).rpartition("42")[2]
+    return next((token for token in _ids(policy.tokenizer, behind) if token in stops), policy.tokenizer.eos_token_id)
