@@ -8,8 +8,9 @@ With `lora: null` whole models are learned: model/ and model_best/ stand where t
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ PLACES = {
     "reward_output": "rewards.log",
     "reward_troubles": "rewards.jsonl",
 }
+MOST_STEPS = 2048  # lines of metrics that are held at a time: ten megabytes
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,21 @@ class Run:
         """The newest whole checkpoint, as far as names and sizes tell."""
         return checkpoints.newest(self.checkpoints, hashes=False)
 
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, MOST_STEPS of them or fewer in memory: of a longer run the means of 2, 4, 8 ...
+        lines, which is what a larger logging_steps would have written."""
+        rows: list[dict[str, Any]] = []
+        waiting, together = [], 1
+        for row in read_jsonl(self.metrics):
+            waiting.append(row)
+            if len(waiting) == together:
+                rows.append(_mean(waiting))
+                waiting = []
+            if len(rows) == MOST_STEPS:
+                rows = [_mean(pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+                together *= 2
+        return rows + ([_mean(waiting)] if waiting else [])
+
     def completion_files(self) -> list[Path]:
         """What is in completions/, by step: one file for each update that generated."""
         return sorted(self.completions.glob("step_*.jsonl*"))
@@ -88,8 +105,9 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """Held while a process trains here; beside the folder, which may be set aside."""
-        return self.folder.with_name(f".{self.folder.name}.lock")
+        """Held while a process trains here; beside the folder, which may be set aside, or be a link."""
+        folder = self.folder.resolve()
+        return folder.with_name(f".{folder.name}.lock")
 
     @property
     def replaced(self) -> Path:
@@ -104,7 +122,7 @@ class Run:
 
     def chosen_weights(self) -> Path:
         """The adapter (or model) that was evaluated: the best by validation where there is one, else the last."""
-        for folder in (self.best, self.last):
+        for folder in (self.best, self.last) if self.best_validation() else (self.last,):
             if (folder / "adapter_config.json").is_file() or is_whole_model(folder):
                 return folder
         raise UserError(
@@ -120,6 +138,16 @@ class Run:
         return self.best_validation()["step"] if self.chosen_weights() == self.best else last_step(self)
 
 
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each number, over the rows that have it; `step` and `time` are the last."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    names = dict.fromkeys(name for row in rows for name in row)
+    there = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    means = {name: sum(values) / len(values) for name, values in there.items() if values}
+    return means | {name: rows[-1][name] for name in ("step", "time") if name in rows[-1]}
+
+
 def is_whole_model(folder: Path) -> bool:
     """Whether a folder of weights needs no base: a model as transformers saves it, not an adapter."""
     return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
@@ -133,7 +161,7 @@ def create(config: Config, *, overwrite: bool = False) -> Run:
     """
     run = of(config)
     hold(run.lock)
-    if run.folder.exists() and any(run.folder.iterdir()):
+    if run.folder.exists() and any(not path.name.startswith(".") for path in run.folder.iterdir()):
         if not run.config_file.is_file():
             raise UserError(f"{run.folder} has files and no config.yaml: not a run of ours. Change run.name.")
         if run.holds_results():
@@ -144,9 +172,21 @@ def create(config: Config, *, overwrite: bool = False) -> Run:
                 )
             shutil.rmtree(run.replaced, ignore_errors=True)
             run.folder.rename(run.replaced)
-        else:
-            shutil.rmtree(run.folder)
+        else:  # by its config it is known as a run, whenever a kill comes
+            for path in run.folder.iterdir():
+                if path != run.config_file:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
     return _laid_out(run, config)
+
+
+def check_place(file: Path, config: Config) -> None:
+    """A run's own config.yaml goes on with the run that it lies in. Raises UserError where its folder was moved."""
+    here, said = file.resolve().parent, of(config).folder.resolve()
+    if (here / PLACES["checkpoints"]).is_dir() and here != said:
+        raise UserError(
+            f"--resume: {file} lies in the folder of a run and names another, {said}. Where the folder was moved, add "
+            f"run.output_dir={shlex.quote(str(here.parent))} run.name={here.name}"
+        )
 
 
 def reopen(config: Config, data: Mapping[str, str]) -> tuple[Run, Checkpoint]:
@@ -170,15 +210,15 @@ def reopen(config: Config, data: Mapping[str, str]) -> tuple[Run, Checkpoint]:
 
 def _laid_out(run: Run, config: Config) -> Run:
     """The folders of a run, and the config it runs with now."""
+    text = write_yaml(
+        config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
+    )
     try:
+        write_text(run.config_file, text)
         for folder in (run.completions, run.checkpoints, run.before.parent):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run.folder} cannot be made ({error.strerror}). Change run.output_dir or run.name.") from None
-    text = write_yaml(
-        config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
-    )
-    write_text(run.config_file, text)
     return run
 
 
@@ -206,16 +246,20 @@ def find(folder: str | Path) -> Run:
     return of(run.config(), run.folder)
 
 
-def forget_after(run: Run, step: int) -> None:
-    """Before a resume: drop what was logged after the checkpoint, because those steps are done again.
+def forget_after(run: Run, checkpoint: Checkpoint) -> None:
+    """Before a resume: drop what was logged after the checkpoint, because that is done again.
 
     The best weights stay, of whichever step: they were measured, and a better one takes their place.
     """
-    for path in (path for path in (run.metrics, run.validation, run.findings, run.reward_troubles) if path.is_file()):
-        draft = path.with_name(f".{path.name}")
-        draft.unlink(missing_ok=True)
-        append_jsonl(draft, (row for row in read_jsonl(path) if (row["step"] or 0) <= step))
-        draft.replace(path)
+    step = checkpoint.step
+    logged = step if checkpoint.ended else step - 1
+    for path, last in ((run.metrics, logged), (run.validation, logged), (run.findings, step),
+                       (run.reward_troubles, step)):  # fmt: skip
+        if path.is_file():
+            draft = path.with_name(f".{path.name}")
+            draft.unlink(missing_ok=True)
+            append_jsonl(draft, (row for row in read_jsonl(path) if (row["step"] or 0) <= last))
+            draft.replace(path)
     for path in run.completion_files():
         if int(path.name.partition(".")[0].rpartition("_")[2]) > step:
             path.unlink()

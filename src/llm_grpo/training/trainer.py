@@ -267,6 +267,7 @@ def build_trainer(
         facts={
             "config": config.as_dict(),
             "data": checkpoints.fingerprint(task.load),
+            "base": checkpoints.mark_of_base(config.model.name, config.model.revision),
             "made_with": made_with(policy.engine.name),
         },
     )
@@ -284,7 +285,7 @@ def build_trainer(
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
-    trainer.validation = watch.validation
+    trainer.watch = watch
     trainer.rehearse, trainer.say = config.run.rehearse, watch.say
     handler = trainer.callback_handler
     handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
