@@ -8,6 +8,7 @@ python src/train.py --config outputs/demo/config.yaml --resume
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.overrides)
     if args.dry_run:
         return dry_run(config)
+    if args.resume:
+        runs.check_place(Path(args.config), config)
     return train(config, overwrite=args.overwrite, resume=args.resume)
 
 
@@ -152,7 +155,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
     measure(run.before, "before training")
     if checkpoint and not checkpoint.of_grpo:
-        runs.forget_after(run, -1)  # steps of GRPO that no checkpoint has are done again
+        runs.forget_after(run, None)  # steps of GRPO that no checkpoint has are done again
     runs.forget_replaced(run)
     try:
         trained = optimise(trainer, watched, run, checkpoint if checkpoint and checkpoint.of_grpo else None)
@@ -206,7 +209,8 @@ def merge_and_answer(config: Config, run: Run, learned: Path, problem: Any) -> b
     try:
         merge(learned, run.merged, base, revision=revision, overwrite=True)
     except UserError as error:
-        again = f"The {run.learns} is whole. Try again with: {command.python()} src/merge.py --run {run.folder}"
+        words = f"{command.python()} src/merge.py --run {shlex.quote(str(run.folder))}"
+        again = f"The {run.learns} is whole. Try again with: {words}"
         console.print(f"Not merged: {error}\n{again}", markup=False, soft_wrap=True)
         return False
     if has_gpu():

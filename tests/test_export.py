@@ -493,7 +493,7 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match="is full; nothing was left behind"),
+        pytest.raises(UserError, match="is full; nothing that was finished is lost"),
         streaming.whole_folder(tmp_path / "merged", 1, overwrite=False) as draft,
     ):
         (draft / "model.safetensors").write_bytes(b"half")

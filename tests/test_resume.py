@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -29,7 +30,7 @@ from llm_grpo.tasks import build_task
 from llm_grpo.training.optimising import Trained, optimise
 from llm_grpo.training.recording import Recorder
 from llm_grpo.training.trainer import build_trainer
-from llm_grpo.training.watching import watch
+from llm_grpo.training.watching import Validation, watch
 
 SMALL = [
     "grpo={max_steps: 6, save_steps: 1, save_total_limit: null, learning_rate: 1e-3, lr_scheduler_type: constant, "
@@ -119,40 +120,53 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     assert weights(copy.best) == weights(run.best)
 
 
-def test_an_end_that_was_asked_for_leaves_the_validation_that_was_due_to_the_resume(
-    tmp_path: Path, monkeypatch
-) -> None:
-    """A stop at a step with a validation, inside a generation batch and between two lines of the log."""
+def test_a_stop_leaves_to_the_resume_what_it_came_before(tmp_path: Path, monkeypatch) -> None:
+    """Inside a generation batch and between two lines of the log: in a step that ends with a validation, in that
+    validation, and in the one at the end. Two resumes from one checkpoint (a kill came after the first) write no line
+    twice."""
     monkeypatch.chdir(ROOT)
-    words = [
-        f"run.output_dir={tmp_path}",
-        *SMALL,
-        "grpo.num_iterations=3",
-        "grpo.logging_steps=2",
-        "grpo.save_steps=100",
-    ]
-    config = load_config(ROOT / "configs" / "demo.yaml", words, environment={})
-    stopped, run = runs.create(config), runs.create(load_config(ROOT / "configs" / "demo.yaml", [*words, "run.name=b"]))
-    assert train(config, run).finished
-    kill = "llm_grpo.training.recording.Recorder.__call__"
-    calls = []
+    words = [f"run.output_dir={tmp_path}", *SMALL, "grpo.num_iterations=3", "grpo.logging_steps=2",
+             "grpo.save_steps=100"]  # fmt: skip
 
-    def interrupted(self, step, *rest):
-        calls.append(step)
+    def config_of(name: str) -> Config:
+        return load_config(ROOT / "configs" / "demo.yaml", [*words, f"run.name={name}"], environment={})
+
+    run = runs.create(config_of("whole"))
+    assert train(config_of("whole"), run).finished
+    record, validate = Recorder.__call__, Validation.validate
+
+    def in_the_step(self: Recorder, step: int, *rest: Any) -> Any:
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, step, *rest)
+        return record(self, step, *rest)
 
-    real = Recorder.__call__
-    with monkeypatch.context() as patch:
-        patch.setattr(kill, interrupted)
-        trained = train(config, stopped)
-    assert (trained.steps, trained.finished, calls) == (4, False, [1, 4])
-    checkpoint = newest(stopped.checkpoints, hashes=True)
-    assert checkpoint.step == 4 and [row["step"] for row in runs.read_jsonl(stopped.validation)] == [0, 2]
-    again = train(config, stopped, checkpoint)
-    assert again.finished and told(stopped) == told(run)
-    assert weights(stopped.last) == weights(run.last)
+    def in_the_validation(at: int) -> Any:
+        def interrupted(self: Validation, step: int) -> None:
+            if step == at:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGINT)
+            validate(self, step)
+
+        return interrupted
+
+    stops = [  # name, what is patched, by what, the step
+        ("step", "training.recording.Recorder.__call__", in_the_step, 4),
+        ("validation", "training.watching.Validation.validate", in_the_validation(4), 4),
+        ("end", "training.watching.Validation.validate", in_the_validation(6), 6),
+    ]
+    for name, place, interrupted, at in stops:
+        stopped = runs.create(config_of(name))
+        with monkeypatch.context() as patch:
+            patch.setattr(f"llm_grpo.{place}", interrupted)
+            assert train(config_of(name), stopped).steps == at, name
+        checkpoint = newest(stopped.checkpoints, hashes=True)
+        assert checkpoint.step == at and not checkpoint.ended, name
+        for of in (stopped.validation, stopped.metrics):
+            assert max(row["step"] for row in runs.read_jsonl(of)) == at - 2, name
+        for _ in range(2 if name == "validation" else 1):
+            again = train(config_of(name), stopped, checkpoint)
+            assert again.finished and told(stopped) == told(run), name
+            assert weights(stopped.last) == weights(run.last) and weights(stopped.best) == weights(run.best), name
 
 
 def test_new_steps_for_logging_and_saving_take_effect(tmp_path: Path, monkeypatch) -> None:

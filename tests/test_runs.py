@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from llm_grpo import runs
-from llm_grpo.checkpoints import PROGRESS, by_step, fingerprint, forget_old, seal
+from llm_grpo.checkpoints import PROGRESS, by_step, fingerprint, forget_old, mark_of_base, seal
 from llm_grpo.config.loading import load_config
 from llm_grpo.environment import environment, write_environment
 from llm_grpo.errors import UserError
+from llm_grpo.files import disk_told
 from llm_grpo.records import Example, Split
 
 
@@ -33,13 +35,13 @@ def test_a_new_run_writes_its_effective_config(config) -> None:
 DATA = {"train": "1", "validation": "2", "test": "3"}
 
 
-def learned(run: runs.Run, step: int = 2) -> Path:
+def learned(run: runs.Run, step: int = 2, **facts: object) -> Path:
     """A whole checkpoint, as far as its files tell."""
     folder = run.checkpoints / f"checkpoint-{step}"
     folder.mkdir()
     for name in ("adapter_model.safetensors", "optimizer.pt", PROGRESS):
         (folder / name).write_text(name * 100)
-    seal(folder, step, 2000, {"config": run.config().as_dict(), "data": DATA})
+    seal(folder, step, 2000, {"config": run.config().as_dict(), "data": DATA, **facts})
     return folder
 
 
@@ -65,6 +67,23 @@ def test_a_run_that_learned_nothing_is_begun_again(config) -> None:
     run = runs.create(config)
     run.before.write_text("{}")
     assert not runs.create(config).before.exists()
+
+
+def test_a_kill_while_a_run_is_laid_out_or_cleared_leaves_one_that_can_be_begun(config, monkeypatch) -> None:
+    run = runs.create(config)
+    run.before.write_text("{}")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("shutil.rmtree", "pathlib.Path.mkdir", "os.fsync"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(place, killed)
+            runs.create(config)
+    run.config_file.unlink()
+    for path in [path for path in run.folder.iterdir() if not path.name.startswith(".")]:
+        path.rmdir()
+    assert runs.create(config).config_file.is_file(), "nothing but a draft of the config was there"
 
 
 REFUSED = [  # an override, and what the refusal names
@@ -124,6 +143,37 @@ def test_data_that_changed_are_named_by_split(config) -> None:
     learned(runs.create(config))
     with pytest.raises(UserError, match="the train and test data of task gsm8k"):
         runs.reopen(config, {**DATA, "train": "x", "test": "y"})
+
+
+def test_a_base_that_changed_is_refused(config, tmp_path: Path) -> None:
+    """An adapter goes on with the weights it was learned on; their size tells little, samples of them do."""
+    base = tmp_path / "base"
+    base.mkdir()
+    weights = base / "model.safetensors"
+    weights.write_bytes(bytes(1_000_000))
+    config = load_config(ROOT / "configs" / "grpo.yaml", [f"run.output_dir={tmp_path}", f"model.name={base}"],
+                         environment={})  # fmt: skip
+    learned(runs.create(config), base=mark_of_base(str(base)))
+    runs.reopen(config, DATA)
+    weights.write_bytes(bytes(500_000) + b"1" * 500_000)
+    with pytest.raises(UserError, match="holds other weights than those that .*checkpoint-2 was trained on"):
+        runs.reopen(config, DATA)
+    assert mark_of_base("nobody/nothing") is None
+
+
+def test_a_folder_that_was_moved_is_not_taken_for_the_one_that_took_its_place(config, tmp_path: Path) -> None:
+    run = runs.create(config)
+    runs.check_place(run.config_file, config)
+    moved = run.folder.rename(tmp_path / "old one")
+    runs.create(config)
+    with pytest.raises(UserError, match=f"add run.output_dir={tmp_path} run.name=old one"):
+        runs.check_place(moved / "config.yaml", config)
+
+
+def test_a_folder_reached_by_a_link_has_one_lock(config, tmp_path: Path) -> None:
+    run = runs.create(config)
+    (tmp_path / "link").symlink_to(run.folder)
+    assert runs.Run(tmp_path / "link").lock == run.lock
 
 
 def test_the_fingerprint_sees_every_part_of_an_example_and_their_order() -> None:
@@ -243,10 +293,32 @@ def test_a_resume_forgets_the_steps_that_are_done_again(config) -> None:
     runs.append_jsonl(run.validation, [{"step": 0}, {"step": 3}])
     for step in (2, 3):
         runs.append_jsonl(run.completions / f"step_{step:06d}.jsonl.gz", [{"step": step}])
-    runs.forget_after(run, 2)
+    learned(run, 2)
+    runs.forget_after(run, run.last_checkpoint())
     assert [row["step"] for row in runs.read_jsonl(run.metrics)] == [1, 2]
     assert [row["step"] for row in runs.read_jsonl(run.validation)] == [0]
     assert [path.name for path in run.completions.iterdir()] == ["step_000002.jsonl.gz"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+def test_a_full_disk_is_one_line_whoever_writes(tmp_path: Path) -> None:
+    for write in (lambda path: path.write_text("a"), lambda path: torch.save(torch.zeros(99), path)):
+        with pytest.raises(UserError, match=f"The disk at {tmp_path} is full; nothing"), disk_told(tmp_path):
+            write(Path("/dev/full"))
+    with pytest.raises(FileNotFoundError), disk_told(tmp_path):
+        (tmp_path / "no" / "where").write_text("a")
+
+
+def test_the_metrics_of_a_long_run_take_no_more_memory(config, monkeypatch) -> None:
+    """Steps of one line each, then of two: numbers that stand in some lines, and the last step, stay."""
+    monkeypatch.setattr(runs, "MOST_STEPS", 4)
+    run = runs.create(config)
+    for step in range(1, 8):
+        runs.append_jsonl(run.metrics, [{"step": step, "loss": float(step), **({"reward": 1.0} if step % 2 else {})}])
+        if step == 3:
+            assert [row["loss"] for row in run.steps()] == [1.0, 2.0, 3.0]
+    means = [{"step": 2, "loss": 1.5, "reward": 1.0}, {"step": 4, "loss": 3.5, "reward": 1.0}]
+    assert run.steps()[:2] == means and [row["step"] for row in run.steps()] == [2, 4, 6, 7]
 
 
 def test_a_line_cut_by_a_kill_is_left_out_and_odd_separators_are_not_ends(config) -> None:
@@ -277,10 +349,15 @@ def test_best_weights_stay_when_steps_are_done_again(config) -> None:
     run = runs.create(config)
     run.adapter_best.mkdir()
     (run.adapter_best / "validation.json").write_text('{"step": 5}')
-    runs.forget_after(run, 4)
+    learned(run, 4)
+    runs.forget_after(run, run.last_checkpoint())
     assert run.best_validation() == {"step": 5}
     (run.adapter_best / "validation.json").write_text('{"ste')
     assert run.best_validation() == {}
+    for folder in (run.adapter_best, run.adapter):
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text("{}")
+    assert run.chosen_weights() == run.adapter, "how good the other is, nobody knows any more"
 
 
 def test_the_steps_are_those_the_trainer_counted(config) -> None:

@@ -17,15 +17,17 @@ sys.path.insert(0, {src!r})
 from types import SimpleNamespace
 from rich.console import Console
 from llm_grpo.training import stopping
-stopping.AFTER_SIGTERM_S, stopping.AT_ONCE_S = 1.5, 1.0
+stopping.AFTER_SIGNAL_S, stopping.AT_ONCE_S = 1.5, 1.0
 stop, control = stopping.GentleStop(Console(quiet=True)), SimpleNamespace(should_training_stop=False, should_save=False)
 try:
     with stop.listening(lambda: print("rescued", flush=True)):
         print("started", flush=True)
         for step in range(100):
+            stop.on_step_begin(None, None, control)
             {step}
             stop.on_pre_optimizer_step(None, None, control)
             stop.on_step_end(None, None, control)
+            stop.kept()
             if control.should_training_stop:
                 print("step ended", flush=True)
                 break
@@ -47,6 +49,7 @@ BUSY_IN_C = "__import__('ctypes').CDLL(None).pause(); __import__('ctypes').CDLL(
 ROWS = [  # a step, the signals, what is printed after "started", the exit code
     ("ends by SIGTERM", SHORT, [signal.SIGTERM], "step ended saved", 143),
     ("swallows, twice", SWALLOWS, [signal.SIGINT, signal.SIGINT], "rescued", 130),
+    ("swallows, once", SWALLOWS, [signal.SIGINT], "rescued", 130),
     ("swallows, SIGTERM", SWALLOWS, [signal.SIGTERM], "rescued", 143),
     ("busy in C, SIGTERM", BUSY_IN_C, [signal.SIGTERM], "rescued", 143),
 ]

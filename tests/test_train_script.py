@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_an_adapter_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_reward_that_never_returns_is_left_with_all_that_was_before_it(tmp_path: Path) -> None:
-    """It swallows what is raised in it; two Ctrl-C end the run, and mended it goes on."""
+    """In a worker that has minutes for a batch; one Ctrl-C ends the run in seconds, and mended it goes on."""
     file = tmp_path / "mine.py"
     text = (
         "import pathlib, time\n"
@@ -124,19 +124,16 @@ def test_a_reward_that_never_returns_is_left_with_all_that_was_before_it(tmp_pat
     )
     file.write_text(text)
     words = [sys.executable, "src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={tmp_path}", *SMALL]
-    words += [f"rewards=[{{name: '{file}:stuck', workers: 0}}]", "evaluation.every_steps=0", "grpo.save_steps=1000"]
+    words += [f"rewards=[{{name: '{file}:stuck', timeout_s: 60}}]", "evaluation.every_steps=0", "grpo.save_steps=1000"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not file.with_suffix(".stuck").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
     second = subprocess.run([*words, "--overwrite"], cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 2 and f"is being trained now, by process {process.pid}" in second.stderr
-    start = time.monotonic()
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and time.monotonic() - start < 15, printed
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=90)[0]  # 16 completions of 60 s are 16 minutes
+    assert process.returncode == 130 and "Stopping after this step, within" in printed, printed
     run = tmp_path / "demo"
     assert json.loads((run / "progress.json").read_text())["steps"] == 2
     assert (run / "adapter" / "adapter_model.safetensors").is_file()

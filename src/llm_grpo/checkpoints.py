@@ -51,6 +51,11 @@ class Checkpoint:
     facts: Mapping[str, Any]
     passed_over: tuple[str, ...] = ()
 
+    @property
+    def ended(self) -> bool:
+        """Whether its step is logged, and validated where that was due; else the resume does it."""
+        return self.facts.get("ended", True)
+
     def config(self) -> Config:
         return check(dict(self.facts["config"]), {}, source=str(self.folder / MANIFEST))
 
@@ -144,7 +149,32 @@ def fingerprint(load: Callable[[str], Split]) -> dict[str, str]:
 
 def facts(config: Config, load: Callable[[str], Split], made_with: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says besides its files, and a resume is compared with."""
-    return {"config": config.as_dict(), "data": fingerprint(load), "made_with": made_with}
+    base = mark_of_base(config.model.name, config.model.revision)
+    return {"config": config.as_dict(), "data": fingerprint(load), "base": base, "made_with": made_with}
+
+
+def mark_of_base(name: str, revision: str | None = None) -> str | None:
+    """A hash that changes with the weights that a run trains on, of sizes and samples: gigabytes are not read.
+
+    None where they are not on this machine (yet): neither a folder, nor in the Hub's cache.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") == 1 else None
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")):
+        size = path.stat().st_size
+        hashed.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(0, size, max(4096, size // 64)):
+                file.seek(place)
+                hashed.update(file.read(4096))
+    return hashed.hexdigest()
 
 
 def check_unchanged(checkpoint: Checkpoint, config: Config, data: Mapping[str, str]) -> None:
@@ -162,6 +192,12 @@ def check_unchanged(checkpoint: Checkpoint, config: Config, data: Mapping[str, s
         raise UserError(
             f"--resume: the {' and '.join(moved)} data of task {config.task.name} are not those that "
             f"{checkpoint.folder} was trained with. Put them back, or start another run (run.name=NAME)."
+        )
+    base, now = checkpoint.facts.get("base"), mark_of_base(config.model.name, config.model.revision)
+    if base and now and base != now:
+        raise UserError(
+            f"--resume: {config.model.name} holds other weights than those that {checkpoint.folder} was trained on. "
+            "Put them back, or start another run (run.name=NAME)."
         )
     _more_steps([name for name in changed if name in ("grpo.max_steps", "grpo.num_train_epochs")], old, new, checkpoint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -9,10 +10,25 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm_grpo.errors import UserError
+
+# What safetensors says in an error of its own, and torch.save (2.13), which writes on from where it thinks it is.
+FULL = ("No space left", "Disk quota", "unexpected pos", "iostream error")
+
+
+@contextmanager
+def disk_told(folder: Path) -> Iterator[None]:
+    """Whatever is written below a folder: that its disk became full is said in one line, whoever wrote."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in str(error) for said in FULL):
+            raise UserError(f"The disk at {folder} is full; nothing that was finished is lost. Make room.") from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,7 +36,21 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
+    to_disk(draft)
     draft.replace(path)
+
+
+def to_disk(*paths: Path) -> None:
+    """Wait until files are where a power cut leaves them: a name is given, and what it replaces goes, after that."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            if path.is_file():  # not every network's file system does it for folders
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -46,11 +76,13 @@ def sha256(path: Path) -> str:
 
 def swap_in(draft: Path, folder: Path) -> None:
     """Put a finished folder in the place of another; `restore` undoes what a kill leaves half done."""
+    to_disk(*draft.rglob("*"), draft)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     draft.rename(folder)
+    to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -186,10 +186,11 @@ def write_weights(policy: Policy, folder: Path) -> None:
 def load_weights(policy: Policy, folder: Path) -> None:
     """Put saved weights, of the kind the policy learns, into it, in place; and see that it holds them.
 
-    Raises UserError where a file is of another kind, something that is trained is in no file, or the policy holds
-    other values than the files after all.
+    Raises UserError where a file is torn or of another kind, something that is trained is in no file, or the policy
+    holds other values than the files after all.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     model = policy.model
@@ -201,7 +202,10 @@ def load_weights(policy: Policy, folder: Path) -> None:
         missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrong: set[str] = set()
     for file in sorted(folder.glob("*.safetensors")):  # a large model comes in several
-        saved = load_file(file)
+        try:
+            saved = load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"{file} cannot be read ({error}). Without {folder} others are used.") from error
         wrong |= set(load(model, saved).unexpected_keys)
         wrong |= {n for n, value in held().items() if n in saved and not torch.equal(value, saved[n].to(value))}
         missing -= saved.keys()

@@ -9,8 +9,9 @@ sft/ (its metrics and checkpoints), adapter_sft/ and eval/after_sft.json besides
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ PLACES = {
     "reward_output": "rewards.log",
     "reward_troubles": "rewards.jsonl",
 }
+MOST_STEPS = 2048  # lines of metrics that are held at a time: ten megabytes
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,21 @@ class Run:
         """The newest whole checkpoint, of GRPO or else of the SFT before it; without hashes names and sizes tell."""
         return checkpoints.newest(self.checkpoints, hashes=hashes) or checkpoints.newest(self.sft, hashes=hashes)
 
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, MOST_STEPS of them or fewer in memory: of a longer run the means of 2, 4, 8 ...
+        lines, which is what a larger logging_steps would have written."""
+        rows: list[dict[str, Any]] = []
+        waiting, together = [], 1
+        for row in read_jsonl(self.metrics):
+            waiting.append(row)
+            if len(waiting) == together:
+                rows.append(_mean(waiting))
+                waiting = []
+            if len(rows) == MOST_STEPS:
+                rows = [_mean(pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+                together *= 2
+        return rows + ([_mean(waiting)] if waiting else [])
+
     def completion_files(self) -> list[Path]:
         """What is in completions/, by step: one file for each update that generated."""
         return sorted(self.completions.glob("step_*.jsonl*"))
@@ -97,8 +114,9 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """Held while a process trains here; beside the folder, which may be set aside."""
-        return self.folder.with_name(f".{self.folder.name}.lock")
+        """Held while a process trains here; beside the folder, which may be set aside, or be a link."""
+        folder = self.folder.resolve()
+        return folder.with_name(f".{folder.name}.lock")
 
     @property
     def replaced(self) -> Path:
@@ -113,7 +131,7 @@ class Run:
 
     def chosen_weights(self) -> Path:
         """The adapter (or model) that was evaluated: the best by validation where there is one, else the last."""
-        for folder in (self.best, self.last):
+        for folder in (self.best, self.last) if self.best_validation() else (self.last,):
             if (folder / "adapter_config.json").is_file() or is_whole_model(folder):
                 return folder
         raise UserError(
@@ -129,6 +147,16 @@ class Run:
         return self.best_validation()["step"] if self.chosen_weights() == self.best else last_step(self)
 
 
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each number, over the rows that have it; `step` and `time` are the last."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    names = dict.fromkeys(name for row in rows for name in row)
+    there = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    means = {name: sum(values) / len(values) for name, values in there.items() if values}
+    return means | {name: rows[-1][name] for name in ("step", "time") if name in rows[-1]}
+
+
 def is_whole_model(folder: Path) -> bool:
     """Whether a folder of weights needs no base: a model as transformers saves it, not an adapter."""
     return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
@@ -142,7 +170,7 @@ def create(config: Config, *, overwrite: bool = False) -> Run:
     """
     run = of(config)
     hold(run.lock)
-    if run.folder.exists() and any(run.folder.iterdir()):
+    if run.folder.exists() and any(not path.name.startswith(".") for path in run.folder.iterdir()):
         if not run.config_file.is_file():
             raise UserError(f"{run.folder} has files and no config.yaml: not a run of ours. Change run.name.")
         if run.holds_results():
@@ -153,9 +181,21 @@ def create(config: Config, *, overwrite: bool = False) -> Run:
                 )
             shutil.rmtree(run.replaced, ignore_errors=True)
             run.folder.rename(run.replaced)
-        else:
-            shutil.rmtree(run.folder)
+        else:  # by its config it is known as a run, whenever a kill comes
+            for path in run.folder.iterdir():
+                if path != run.config_file:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
     return _laid_out(run, config)
+
+
+def check_place(file: Path, config: Config) -> None:
+    """A run's own config.yaml goes on with the run that it lies in. Raises UserError where its folder was moved."""
+    here, said = file.resolve().parent, of(config).folder.resolve()
+    if (here / PLACES["checkpoints"]).is_dir() and here != said:
+        raise UserError(
+            f"--resume: {file} lies in the folder of a run and names another, {said}. Where the folder was moved, add "
+            f"run.output_dir={shlex.quote(str(here.parent))} run.name={here.name}"
+        )
 
 
 def reopen(config: Config, data: Mapping[str, str]) -> tuple[Run, Checkpoint]:
@@ -179,15 +219,15 @@ def reopen(config: Config, data: Mapping[str, str]) -> tuple[Run, Checkpoint]:
 
 def _laid_out(run: Run, config: Config) -> Run:
     """The folders of a run, and the config it runs with now."""
+    text = write_yaml(
+        config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
+    )
     try:
+        write_text(run.config_file, text)
         for folder in (run.completions, run.checkpoints, run.before.parent):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run.folder} cannot be made ({error.strerror}). Change run.output_dir or run.name.") from None
-    text = write_yaml(
-        config.as_dict(), "The effective config of this run, every default written out.\n" + origins(config)
-    )
-    write_text(run.config_file, text)
     return run
 
 
@@ -215,13 +255,16 @@ def find(folder: str | Path) -> Run:
     return of(run.config(), run.folder)
 
 
-def forget_after(run: Run, step: int) -> None:
-    """Before a resume: drop what was logged after the checkpoint, because those steps are done again.
+def forget_after(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Before a resume: drop what was logged after the checkpoint (None: all of it), because that is done again.
 
     The best weights stay, of whichever step: they were measured, and a better one takes their place.
     """
-    for path in (run.metrics, run.validation, run.findings, run.reward_troubles):
-        cut_after(path, step)
+    step = checkpoint.step if checkpoint else -1
+    logged = step if checkpoint is None or checkpoint.ended else step - 1
+    for path, last in ((run.metrics, logged), (run.validation, logged), (run.findings, logged),
+                       (run.reward_troubles, step)):  # fmt: skip
+        cut_after(path, last)
     for path in run.completion_files():
         if int(path.name.partition(".")[0].rpartition("_")[2]) > step:
             path.unlink()

@@ -20,7 +20,7 @@ import yaml
 from llm_grpo.errors import UserError
 from llm_grpo.export.proof import read_proof
 from llm_grpo.export.source import shown
-from llm_grpo.files import read_jsonl, write_text
+from llm_grpo.files import write_text
 from llm_grpo.problems import system_prompt, worked_examples
 from llm_grpo.prompts import with_system
 from llm_grpo.report.tables import NAMES, interval, p_value, spent_text
@@ -118,7 +118,7 @@ def card(subject: Subject) -> str:
         measured=measured,
         proof=read_proof(subject.merged) if subject.merged else None,
         environment=_read(run.environment) if run else None,
-        steps=list(read_jsonl(run.metrics)) if run else None,
+        steps=run.steps() if run else None,
         spent=spent_text(_read(run.summary)) if run else "",
         system=system,
         shots=shots,

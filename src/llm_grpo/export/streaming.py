@@ -6,7 +6,6 @@ when it is killed. Here the files are written beside the place they are meant fo
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from llm_grpo.export.adapter import read_adapter
 from llm_grpo.export.plan import choose_dtype, make_plan
 from llm_grpo.export.source import INDEX, OTHER_FILES, TOKENIZER_FILES, Base, open_base
 from llm_grpo.export.tensors import write_file
-from llm_grpo.files import restore, swap_in, write_json
+from llm_grpo.files import disk_told, restore, swap_in, write_json
 
 SPARE_BYTES = 2**26  # for tokenizer and configs
 
@@ -101,12 +100,9 @@ def whole_folder(target: Path, size: int, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"{target.parent} has {free / 1e9:.1f} GB free, the merged model needs {size / 1e9:.1f} GB.")
     draft.mkdir()
     try:
-        yield draft
-        swap_in(draft, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"The disk at {target.parent} is full; nothing was left behind.") from error
+        with disk_told(target.parent):
+            yield draft
+            swap_in(draft, target)
     finally:
         restore(target)
         shutil.rmtree(draft, ignore_errors=True)

@@ -39,7 +39,7 @@ class Logged:
 
 
 def logged(run: Run) -> Logged:
-    rows = list(read_jsonl(run.metrics))
+    rows = run.steps()
     for row in rows:
         if row.get("frac_reward_zero_std") is not None:
             row.setdefault("informative_share", 1 - row["frac_reward_zero_std"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,18 +85,18 @@ def where(run: Run) -> Panel:
 
 def try_next(run: Run) -> str:
     """Whole lines, to be copied."""
-    python = command.python()
+    python, folder, file = command.python(), shlex.quote(str(run.folder)), shlex.quote(str(run.config_file))
     return (
         f"Try next:\n"
-        f"  {python} src/infer.py --run {run.folder} --prompt '{QUESTION}'\n"
-        f"  {python} src/eval.py --config {run.config_file} --run {run.folder} --split test --samples 4\n"
+        f"  {python} src/infer.py --run {folder} --prompt '{QUESTION}'\n"
+        f"  {python} src/eval.py --config {file} --run {folder} --split test --samples 4\n"
         f"  {python} src/train.py --config configs/grpo.yaml --dry-run"
     )
 
 
 def again(run: Run) -> str:
     """The command that goes on; without a checkpoint there is nothing to go on from."""
-    command_line = f"{command.python()} src/train.py --config {run.config_file}"
+    command_line = f"{command.python()} src/train.py --config {shlex.quote(str(run.config_file))}"
     if run.last_checkpoint() is None:
         return f"There is no checkpoint yet (grpo.save_steps); begin again with:\n  {command_line} --overwrite"
     return f"Go on with:\n  {command_line} --resume"

@@ -63,7 +63,7 @@ def as_script(data: Any) -> Markup:
 
 def _facts(run: Run) -> dict[str, Any]:
     """What stands in a run's folder, as far as the run has come."""
-    config, rows = run.config(), list(read_jsonl(run.metrics))
+    config, rows = run.config(), run.steps()
     before, after, summary = (read_json(path) for path in (run.before, run.after, run.summary))
     groups, total = shown_groups(run, config.rewards)
     return {

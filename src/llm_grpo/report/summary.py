@@ -31,7 +31,7 @@ def summarise(
     config: Config, run: Run, before: Mapping[str, Any], after: Mapping[str, Any], trained: Trained
 ) -> dict[str, Any]:
     """What summary.json holds; before and after are evaluations of the same problems, with their items."""
-    rows, findings = list(runs.read_jsonl(run.metrics)), list(runs.read_jsonl(run.findings))
+    rows, findings = run.steps(), list(runs.read_jsonl(run.findings))
     which = "best on validation" if run.chosen_weights() == run.best else "the last"
     return {
         "name": config.run.name,

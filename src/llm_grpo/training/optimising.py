@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from llm_grpo import runs
 from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.errors import UserError
-from llm_grpo.files import read_json, write_json
+from llm_grpo.files import disk_told, read_json, write_json
 from llm_grpo.policy import Policy, load_weights, save_weights
 from llm_grpo.runs import Run
-from llm_grpo.training.resuming import train_seconds
 from llm_grpo.training.trainer import RecordingTrainer
 from llm_grpo.training.watching import Watch
 
@@ -38,23 +37,30 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Chec
 
     Nothing is overwritten before the policy is seen to hold what the checkpoint holds. Raises UserError.
     """
+    with disk_told(run.folder):
+        return _optimised(trainer, watch, run, checkpoint)
+
+
+def _optimised(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Checkpoint | None) -> Trained:
     if checkpoint is not None:
         load_weights(trainer.policy, checkpoint.folder)
-        runs.forget_after(run, checkpoint.step)
+        runs.forget_after(run, checkpoint)
         told = read_json(run.progress) or {}
         concluded = (read_json(run.summary) or {}).get("steps")  # a run that ended early goes on where it was summed up
         early = told.get("ended") and concluded != told["steps"] == checkpoint.step
         if early or checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left
+            trainer.finish(checkpoint)
             end = (told["ended"], told["code"]) if early else ()
-            done = Trained(checkpoint.step, checkpoint.planned, train_seconds(checkpoint), *end)
-            return _written(trainer.policy, run, done)
+            return _written(
+                trainer.policy, run, Trained(checkpoint.step, checkpoint.planned, trainer.train_seconds, *end)
+            )
 
     def keep() -> Trained:
         state = trainer.state
         trained = Trained(state.global_step, state.max_steps, trainer.train_seconds, watch.stop.why, watch.stop.code)
         if trained.planned:  # else it did not get as far as the first step
             _written(trainer.policy, run, trained)
-        if trained.steps < trained.planned:
+        if trained.steps < trained.planned or not trainer.ended:
             trainer.rescue()
         return trained
 

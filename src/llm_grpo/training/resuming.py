@@ -21,13 +21,15 @@ from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be 
 
 import numpy  # isort: skip
 import torch  # isort: skip
+from transformers.trainer_callback import TrainerState  # isort: skip
+from transformers.trainer import TRAINER_STATE_NAME  # isort: skip
 from trl import GRPOTrainer  # isort: skip
 
 from llm_grpo import checkpoints
 from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.files import swap_in
 from llm_grpo.policy import Policy, write_weights
-from llm_grpo.training.watching import Validation
+from llm_grpo.training.watching import Watch
 
 # Plain values of the trainer that a step leaves behind and the next one reads. Whoever adds a counter adds its name.
 COUNTERS = ("_step", "_current_train_step_time", "_total_loss_scalar", "_globalstep_last_logged", "entropy_coef",
@@ -36,7 +38,7 @@ COUNTERS = ("_step", "_current_train_step_time", "_total_loss_scalar", "_globals
 
 class ResumingTrainer(GRPOTrainer):
     """GRPOTrainer with checkpoints that are exact and sealed. policy: whose weights they hold; facts: what a resume is
-    compared with (checkpoints.check_unchanged); validation: the callback of that name, set once there is a trainer.
+    compared with (checkpoints.check_unchanged); watch: the callbacks, set once there is a trainer.
 
     The overridden names are transformers' and TRL's own seams; tests/test_resume.py holds what they are relied on for.
     """
@@ -44,10 +46,11 @@ class ResumingTrainer(GRPOTrainer):
     def __init__(self, *args: Any, policy: Policy, facts: Mapping[str, Any], **kwargs: Any) -> None:
         self.policy, self.facts = policy, facts
         self.train_seconds = 0.0  # of updates, generation and rewards among them; not of validation and saving
-        self.validation: Validation | None = None
+        self.watch: Watch | None = None
         self._draft: Path | None = None  # where a checkpoint is being written
         self._writing = threading.RLock()  # a thread may come to the rescue (stopping.py)
         self._kept: dict[str, Any] | None = None  # the end of the last step, which the weights are at
+        self._saved_step: int | None = None  # that of the newest checkpoint, written or gone on from
         super().__init__(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -75,19 +78,32 @@ class ResumingTrainer(GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None of TRL's: the card of a run is made from what was measured (export/card.py)."""
 
-    # A step and its end
+    # A step and its end: the weights have moved; the validation that is due, a line in the log and a checkpoint follow.
+    # A stop may come at any of them, so what is left to do is kept before the first.
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, epoch: float, *rest: Any,
                                  learning_rate: float | None = None) -> None:  # fmt: skip
-        if self.validation and self.validation.postponed:  # and with it the line of the log that it belongs to
-            if self._kept:  # written already: transformers asks again at the end of its epoch
-                return
+        validation, stop = self.watch.validation, self.watch.stop
+        if self._kept is None:  # else transformers asks again, at the end of its epoch
             grad_norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
             left = {"grad_norm": grad_norm, "learning_rate": learning_rate, "log": self.control.should_log}
-            self._write_checkpoint(progress_of(self) | {"step_end": left})
+            self._kept = progress_of(self) | {"step_end": left}
+            stop.kept()
+        if validation.due and self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            if self.control.should_save:  # the resume validates: a stop is not held up by it
+                self._write_checkpoint(self._kept)
+                self.control.should_save = False
             return
+        if validation.due:
+            validation.held(self.state, self.control)
+            stop.heed(self.control)  # a wish that came meanwhile
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, epoch, *rest, learning_rate=learning_rate)
         self._kept = progress_of(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of the last step was done, too."""
+        return self._kept is not None and "step_end" not in self._kept
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._kept = None  # from here on the optimiser moves the weights
@@ -95,11 +111,26 @@ class ResumingTrainer(GRPOTrainer):
 
     def _finish_step(self, left: Mapping[str, Any]) -> None:
         """What a stop left undone of the step it came after: validation, and its line in the log."""
+        validation = self.watch.validation
         self.model.train()  # TRL logs apart what a model in evaluation mode says
-        self.validation.on_step_end(self.args, self.state, self.control)
+        validation.on_step_end(self.args, self.state, self.control)
+        if validation.due:
+            validation.held(self.state, self.control)
         self.control.should_log, self.control.should_save = left["log"], False
         super()._maybe_log_save_evaluate(self._tr_loss, left["grad_norm"], self.model, None, self.state.epoch, None,
                                          time.time(), learning_rate=left["learning_rate"])  # fmt: skip
+        self._kept = progress_of(self)
+
+    def finish(self, checkpoint: Checkpoint) -> None:
+        """Where the checkpoint is of the last step: what a stop left undone of it."""
+        self.state = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE_NAME))
+        self._tr_loss = torch.zeros((), device=self.args.device)
+        handler = self.callback_handler
+        if not checkpoint.ended:
+            self.control = handler.on_train_begin(self.args, self.state, self.control)
+        self._load_rng_state(str(checkpoint.folder))
+        if not checkpoint.ended:
+            self.control = handler.on_train_end(self.args, self.state, self.control)
 
     # Saving
 
@@ -114,8 +145,7 @@ class ResumingTrainer(GRPOTrainer):
         with self._writing:
             if self._kept is None:
                 return False
-            last = checkpoints.newest(Path(self.args.output_dir), hashes=False)
-            if last is None or last.step != self.state.global_step:
+            if self._saved_step != self.state.global_step:
                 self.state.num_input_tokens_seen = self._kept["tokens_seen"]
                 self._write_checkpoint(self._kept)
             return True
@@ -131,8 +161,10 @@ class ResumingTrainer(GRPOTrainer):
         shutil.rmtree(self._draft, ignore_errors=True)
         try:
             super()._save_checkpoint(self.model, None)
-            checkpoints.seal(self._draft / folder, self.state.global_step, self.state.max_steps, self.facts)
+            facts = {**self.facts, "ended": self.ended}
+            checkpoints.seal(self._draft / folder, self.state.global_step, self.state.max_steps, facts)
             swap_in(self._draft / folder, run_dir / folder)
+            self._saved_step = self.state.global_step
         finally:
             shutil.rmtree(self._draft, ignore_errors=True)
             self._draft = None
@@ -167,10 +199,9 @@ class ResumingTrainer(GRPOTrainer):
         if self.ref_model is not None and progress["reference"] is not None:
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(progress["reference"])
         put_back_random(progress["random"])
-        self._kept = progress
+        self._kept, self._saved_step = progress, progress["global_step"]
         if left := progress.get("step_end"):
             self._finish_step(left)
-            self._kept = progress_of(self)
 
 
 def progress_of(trainer: ResumingTrainer) -> dict[str, Any]:
@@ -208,7 +239,7 @@ def put_back_random(states: Mapping[str, Any]) -> None:
     numpy.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
 
 
 def _place_in_epoch(sampler: Any, epoch: int) -> None:
@@ -216,9 +247,3 @@ def _place_in_epoch(sampler: Any, epoch: int) -> None:
     sampler.generator.manual_seed(sampler.seed)
     for _ in range(epoch):
         torch.randperm(sampler.num_samples, generator=sampler.generator)
-
-
-def train_seconds(checkpoint: Checkpoint) -> float:
-    """What the updates up to a checkpoint took."""
-    progress = torch.load(checkpoint.folder / checkpoints.PROGRESS, map_location="cpu", weights_only=True)
-    return progress["counters"]["train_seconds"]

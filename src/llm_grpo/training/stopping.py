@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
-# Seconds a step has after a signal. A scheduler's SIGTERM is followed by a kill, after 30 s in Kubernetes and Slurm.
-AFTER_SIGTERM_S = 15.0
+# Seconds a step has after a signal. A scheduler's SIGTERM is followed by a kill, after 30 s in Kubernetes and Slurm; a
+# step that takes this long and twice as long as the longest before it hangs (a reward may have minutes for a batch).
+AFTER_SIGNAL_S = 15.0
 AT_ONCE_S = 5.0
 HALTED = 3  # the exit code of a run that run.halt_on ended
 
@@ -26,8 +27,8 @@ class GentleStop(TrainerCallback):
 
     number: of the signal that was asked with; None where none was. Both ends are kept by a second thread: where the
     training does not get there in time (a reward that never returns, or swallows what is raised in it), it saves what
-    there was before the step and ends the process. why, code: of an end that the run itself came to (`end`), with the
-    exit code; the rest of the job is done then.
+    there was before the step and ends the process; a resume does that step again. why, code: of an end that the run
+    itself came to (`end`), with the exit code; the rest of the job is done then.
     """
 
     def __init__(self, console: Console) -> None:
@@ -35,7 +36,8 @@ class GentleStop(TrainerCallback):
         self.number: int | None = None
         self.why, self.code = "", 0
         self._at_once = False
-        self._update = threading.Lock()  # held while the weights move: half an update is none
+        self._update = threading.Lock()  # held while the weights are past what can be saved: half an update is none
+        self._begun, self._longest_s = math.inf, 0.0
         self._reached = threading.Event()  # the training got to its end by itself
 
     @property
@@ -49,13 +51,24 @@ class GentleStop(TrainerCallback):
         control.should_training_stop = control.should_save = True
         self.console.print(f"The training ends here: {why}", style="bold yellow", highlight=False, soft_wrap=True)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._begun = time.monotonic()
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._update.acquire()  # for ever, where the second thread has begun to save
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._longest_s = max(self._longest_s, time.monotonic() - self._begun)
+        self.heed(control)
+
+    def heed(self, control: Any) -> None:
+        """Make a wish to stop the trainer's."""
         if self.number is not None:
             control.should_training_stop = control.should_save = True
             self._reached.set()
+
+    def kept(self) -> None:
+        """The trainer tells that what the step left can be saved now."""
         self._update.release()
         if self._at_once:
             raise KeyboardInterrupt
@@ -85,16 +98,19 @@ class GentleStop(TrainerCallback):
     def _ask(self, number: int, frame: Any) -> None:
         if self.number is None:
             self.number = number
-            self.console.print("\nStopping after this step; press Ctrl-C again to stop at once.")
+            within = f"within {self._patience_s(number):.0f} s"
+            self.console.print(f"\nStopping after this step, {within}; press Ctrl-C again to stop at once.")
         elif self._update.locked():
             self._at_once = True
         else:
             raise KeyboardInterrupt
 
+    def _patience_s(self, number: int) -> float:
+        return AFTER_SIGNAL_S if number == signal.SIGTERM else max(AFTER_SIGNAL_S, 2 * self._longest_s)
+
     def _guard(self, signals: socket.socket, rescue: Callable[[], None]) -> None:
         heard = signals.recv(1)  # waits; empty where the training ends without a signal
-        # After Ctrl-C a person is there, who may press again.
-        deadline = time.monotonic() + AFTER_SIGTERM_S if heard == bytes([signal.SIGTERM]) else math.inf
+        deadline = time.monotonic() + (self._patience_s(heard[0]) if heard else 0.0)
         signals.settimeout(0.2)
         while heard and not self._reached.is_set():
             with suppress(TimeoutError):

@@ -279,7 +279,7 @@ def build_trainer(
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
-    trainer.validation = watch.validation
+    trainer.watch = watch
     trainer.rehearse, trainer.say = config.run.rehearse, watch.say
     handler = trainer.callback_handler
     handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)

@@ -146,7 +146,8 @@ class ProgressBar(TrainerCallback):
 class Validation(TrainerCallback):
     """Evaluate every N steps and at the end; keep the weights with the best strict accuracy (ties: the later one).
 
-    After `patience` evaluations in a row that did not raise it, the training ends (0: never).
+    After `patience` evaluations in a row that did not raise it, the training ends (0: never). due: the step that
+    has just ended wants it. The trainer does it then (resuming.py): a stop may come meanwhile.
     """
 
     def __init__(
@@ -161,30 +162,31 @@ class Validation(TrainerCallback):
         self.every, self.patience = config.evaluation.every_steps, config.evaluation.patience
         self.highest, self.in_vain = -1.0, 0  # strict accuracy, and the evaluations since then
         self.metrics: dict[str, list[float]] | None = None  # TRL's, set once there is a trainer
-        self.postponed = False  # the validation of the step in hand waits for the resume
+        self.due = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for row in runs.read_jsonl(self.run.validation):  # of a run that goes on
             self._count(row["strict_accuracy"])
         if self.every and state.global_step == 0:
-            self._validate(0)
+            self.validate(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = state.global_step == state.max_steps
-        due = self.every and (state.global_step % self.every == 0 or last)
-        self.postponed = bool(due) and control.should_training_stop and not last  # a stop is not held up by it
-        if due and not self.postponed:
-            self._validate(state.global_step)
-            if 0 < self.patience <= self.in_vain and not last:
-                best = f"the best are those of step {self.run.best_validation()['step']}"
-                said = f"validation has not risen above {self.highest:.1%} in {self.in_vain} evaluations; {best}"
-                self.stop.end(control, f"{said} (evaluation.patience).")
+        step = state.global_step
+        self.due = bool(self.every) and (step % self.every == 0 or step == state.max_steps)
+
+    def held(self, state: Any, control: Any) -> None:
+        """The validation that is due, and what follows from it for the training."""
+        self.validate(state.global_step)
+        if 0 < self.patience <= self.in_vain and state.global_step != state.max_steps:
+            best = f"the best are those of step {self.run.best_validation()['step']}"
+            said = f"validation has not risen above {self.highest:.1%} in {self.in_vain} evaluations; {best}"
+            self.stop.end(control, f"{said} (evaluation.patience).")
 
     def _count(self, accuracy: float) -> None:
         self.in_vain = 0 if accuracy > self.highest else self.in_vain + 1
         self.highest = max(self.highest, accuracy)
 
-    def _validate(self, step: int) -> None:
+    def validate(self, step: int) -> None:
         start = time.perf_counter()
         report = self.evaluate()
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
@@ -198,6 +200,7 @@ class Validation(TrainerCallback):
             for name in ("strict_accuracy", "lenient_accuracy", "format_rate"):
                 self.metrics[f"validation/{name}"].append(report[name])
             self.metrics["seconds/validation"].append(time.perf_counter() - start)
+        self.due = False
 
 
 class SampleEvery(TrainerCallback):
