@@ -55,14 +55,17 @@ def rehearse(trainer: Any, model: Any) -> None:
         model.train()
         room = torch.empty(size, dtype=torch.uint8, device=trainer.accelerator.device)
         batch = longest_batch(trainer)
-        while not _fits(trainer, model, batch):
+        while (seconds := _seconds(trainer, model, batch)) is None:
             _free(trainer)
         del room
     put_back_random(random)
-    prompt, answer = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+    prompt, answer, rows = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1], len(batch["advantages"])
+    update = seconds * rows / min(rows, trainer._rows_at_once) * trainer.args.gradient_accumulation_steps
+    hours = update * trainer.state.max_steps / 3600
     trainer.say(
-        f"rehearsed: {len(batch['advantages'])} rows of {prompt} + {answer} tokens, {trainer._rows_at_once} at once, "
-        f"{peak_memory_gb():.2f} GB at most, {time.perf_counter() - start:.0f} s"
+        f"rehearsed: {rows} rows of {prompt} + {answer} tokens, {trainer._rows_at_once} at once, "
+        f"{peak_memory_gb():.2f} GB at most, {time.perf_counter() - start:.0f} s; an update takes {update:.1f} s "
+        f"at most, those of all {trainer.state.max_steps} steps {hours:.1f} h; generation comes on top"
     )
 
 
@@ -86,20 +89,24 @@ def longest_batch(trainer: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _fits(trainer: Any, model: Any, batch: dict[str, Any]) -> bool:
+def _seconds(trainer: Any, model: Any, batch: dict[str, Any]) -> float | None:
+    """Of a forward and a backward over as many rows as go through at once, compiled; None where they do not fit."""
     rows = min(trainer._rows_at_once if trainer.skip else trainer.rows_that_fit, len(batch["advantages"]))
     part = {name: value[:rows] if value.ndim else value for name, value in batch.items()}
     try:
         for _ in range(2):
+            start = time.perf_counter()
             with trainer.compute_loss_context_manager():
                 loss = trainer._loss_of(part, model)
             trainer.accelerator.backward(loss)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         _halve(trainer, rows, error)
-        return False
-    return True
+        return None
+    return time.perf_counter() - start
 
 
 def _halve(trainer: Any, rows: int, error: Exception) -> None:

@@ -23,7 +23,7 @@ from llm_grpo.diagnosis import drift
 from llm_grpo.environment import made_with
 from llm_grpo.planning.memory import ROWS_AT_ONCE_ON_A_CPU
 from llm_grpo.planning.skipping import skip_choice
-from llm_grpo.policy import Policy, count_positions_from_mask, learn_in_float32
+from llm_grpo.policy import Policy, count_positions_from_mask, is_rewritten, learn_in_float32
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import sampled_logprobs
@@ -93,7 +93,8 @@ class RecordingTrainer(ResumingTrainer):
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]]]:
         if self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
-        whole = bool(self.args.generation_kwargs or self.args.cache_implementation)
+        # Unsloth's own decoding on a GPU keeps its cache its own way.
+        whole = is_rewritten() or bool(self.args.generation_kwargs or self.args.cache_implementation)
         with sampled_logprobs(self.model, self.temperature, in_stages=not whole) as sampled:
             completions, _ = super()._generate_single_turn(*args, **kwargs)
         return completions, sampled.of(completions)
