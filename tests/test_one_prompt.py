@@ -14,7 +14,6 @@ import pytest
 from conftest import ROOT, TINY
 from rich.console import Console
 from transformers import AutoTokenizer
-from trl import GRPOTrainer
 
 import eval as eval_script
 from llm_grpo import runs
@@ -207,7 +206,8 @@ def test_training_and_evaluation_read_alike(
     right = f"<reasoning>\nSo.\n</reasoning>\n<answer>\n{problem.example.answer}\n</answer>"
     ids = tokenizer(written.format(right) + "<|im_end|>")["input_ids"]
     assert tokenizer.response_template == PARSED, "hidden while TRL generates, and there again"
-    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda self, prompts, *_: ([ids] * len(prompts), None))
+    drawn = lambda self, prompts, *_: ([ids] * len(prompts), None)  # noqa: E731
+    monkeypatch.setattr(RecordingTrainer, "_generate_single_turn", drawn)
     monkeypatch.setattr(quick.policy.engine, "reader", Reader(tokenizer, thinking))
     _, _, _, completions, *_ = quick.trainer._generate([list(problem.messages)] * 2)
     assert completions == [[{"role": "assistant", "content": read.format(right)}]] * 2, why
@@ -227,7 +227,7 @@ def test_completions_made_elsewhere_are_read_alike(tmp_path: Path) -> None:
     args = argparse.Namespace(completions=str(file), split="test", limit=1, run=None)
     for thinking, strict in (("apart", 1.0), ("answer", 0.0)):
         config = load_config(ROOT / "configs" / "demo.yaml", [f"prompt.thinking={thinking}"], environment={})
-        report = eval_script.score_file(args, config)
+        report = eval_script.score_file(args, config, task, build_rewards(config.rewards))
         assert report["strict_accuracy"] == strict and report["items"][0]["completion"].startswith("<think>")
 
 

@@ -49,10 +49,13 @@ def recording(train_dataset: Dataset, skip: bool = True, **options: object) -> R
     asked = [[{"role": "user", "content": prompt}] for prompt in train_dataset["prompt"]]
     examples = [Example(str(number), tuple(messages), "0", {}) for number, messages in enumerate(asked)]
     problems = [Problem(example, tuple(example.prompt)) for example in examples]
-    return RecordingTrainer(
+    trainer = RecordingTrainer(
         **options, problems=problems, read=lambda ids: [Completion(str(row), len(row), False) for row in ids],
         record=lambda *_: {}, skip=skip, policy=Policy(options["model"], options["processing_class"], None, {}), facts={},
     )  # fmt: skip
+    nobody = SimpleNamespace(kept=lambda: None, heed=lambda control: None)  # no validation is due, no stop comes
+    trainer.watch = SimpleNamespace(validation=SimpleNamespace(due=False), stop=nobody)
+    return trainer
 
 
 # --- which rows teach -----------------------------------------------------------------------------------------------
