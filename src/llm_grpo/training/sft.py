@@ -41,8 +41,11 @@ AS_IN_GRPO = ("optim", "adam_beta1", "adam_beta2", "weight_decay", "gradient_che
 class Seal(TrainerCallback):
     """A checkpoint counts once its manifest is written, after all else (checkpoints.py)."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.facts = facts
+    def __init__(self, facts: dict[str, Any], stop: GentleStop) -> None:
+        self.facts, self.stop = facts, stop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stop.kept()  # from here on transformers' own checkpoint is that of the new weights
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -68,7 +71,7 @@ def learn_solutions(
         raise UserError(
             "sft: no worked solution is right and fits grpo.max_completion_length. Raise it, or set sft=null."
         )
-    seal = Seal(checkpoints.facts(config, task.load, made_with(policy.engine.name)))
+    seal = Seal(checkpoints.facts(config, task.load, made_with(policy.engine.name)), stop)
     with told_by_trl():
         trainer = SFTTrainer(
             model=policy.model,

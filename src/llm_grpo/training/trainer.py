@@ -272,8 +272,10 @@ def build_trainer(
         facts=checkpoints.facts(config, task.load, made_with(policy.engine.name)),
     )
     learn_in_float32(policy)
-    if trainer.ref_model is not None:  # made by TRL where all weights are trained and beta is above 0
-        count_positions_from_mask(trainer.accelerator.unwrap_model(trainer.ref_model))
+    if trainer.ref_model is not None:  # made by TRL where all weights are trained and beta is above 0, of the base
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        reference.load_state_dict(policy.model.state_dict())  # as with a LoRA: what SFT has learned
+        count_positions_from_mask(reference)
     if policy.engine.name == "vllm":
         from llm_grpo.rollouts.adapter_sync import generate_with_vllm
 

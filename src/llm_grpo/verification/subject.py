@@ -69,7 +69,8 @@ def undisturbed(trainer: Any) -> Iterator[None]:
     model, before = trainer.model, trainer.model.training
     dropouts = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
     counters = ("_step", "_metrics", "_current_train_step_time", "_spending")
-    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in counters if hasattr(trainer, name)}
+    kept = {name: getattr(trainer, name) for name in counters if hasattr(trainer, name)}
+    vars(trainer).update(copy.deepcopy(kept))  # the callbacks hold on to the metrics themselves
     try:
         for module in dropouts:
             module.p = 0.0
