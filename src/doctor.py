@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = arguments().parse_intermixed_args(argv)
     config = load_config(args.config, args.overrides)
-    if args.fit:
+    if args.fit is not None:
         print(" ".join(fit(config, card_bytes(args.fit))))
         return 0
     findings = examine(config)

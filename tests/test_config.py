@@ -117,6 +117,7 @@ WRONG = [
     ("grpo: {warmup_steps: -1}", "grpo.warmup_steps: -1 given", "TRL's constructor"),
     ("run: {halt_on: [hopeless]}", "run.halt_on.0: 'hopeless' is not allowed. Allowed: 'no_signal'", "a finding's name"),
     ("evaluation: {patience: 2, every_steps: 0}", "there is nothing to wait for", "no evaluation, no patience"),
+    ("sampling: {refill: 0.5}", "need sampling.choose=true", "said before a model is loaded"),
 ]  # fmt: skip
 
 

@@ -78,6 +78,8 @@ SICK = [
     (late({"variance_share/format": 1.0, "variance_share/correct": 0.0, "reward_accuracy_correlation": None}, 1), 1,
      "one_reward", "correlation 0.00"),  # nothing was ever right: there is nothing to go with
     (lambda row, step: {"accuracy": 0.3, "format_rate": 0.95 if step > 40 else 0.5}, 41, "format_only", "format from 50% to"),
+    (lambda row, step: {"accuracy": 0.3, "format_rate": 0.42 if step > 40 else 0.22}, 41, "format_only",
+     "from 22% to 42%"),  # only the mean, rounded up, is 20 points above
     (lambda row, step: {"accuracy": 0.3, "completions/mean_length": 600 if step > 40 else 200}, 41, "length_inflation", "tokens"),
     (lambda row, step: {"validation/strict_accuracy": 0.6 - max(0, step - 50) / 100} if step % 10 == 0 else {}, 50, "parting",
      "validation fell from 60%"),

@@ -321,6 +321,14 @@ def test_what_fits_a_card_is_the_same_learning(name: str, gigabytes: int, engine
     )
 
 
+@pytest.mark.parametrize("rounds", ["grpo.steps_per_generation=2", "grpo.generation_batch_size=24"])
+def test_what_fits_draws_as_many_at_a_time(rounds: str) -> None:
+    """Fewer are drawn than an update takes: a micro-batch has to divide them too."""
+    before, _ = plan_of("grpo_64", rounds)
+    after, _ = plan_of("grpo_64", rounds, *fit(before, 80e9))
+    assert explain_batch(after) == explain_batch(before)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     config = load_config(REFERENCE, environment={})
     with pytest.raises(UserError, match=r"does not fit 4 GB.*max_seq_length"):

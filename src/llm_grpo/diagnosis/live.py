@@ -88,7 +88,7 @@ class Doctor:
         window = list(self.points.get(name, ()))[-self.window :]
         if len(window) < self.window or not beyond(mean := _mean(window)):
             return None
-        return next(step for step, value in window if beyond(value)), mean
+        return next((step for step, value in window if beyond(value)), window[0][0]), mean  # a mean is rounded
 
     def changed(self, name: str, beyond: Callable[[float, float], bool]) -> tuple[int, float, float] | None:
         """(first step, mean of the first window, mean of the last) where `beyond(then, value)`; they have no line in

@@ -145,7 +145,8 @@ def _choices(config: Config) -> Iterator[tuple[list[str], Config, bool]]:
     now = in_four_bit(config, gpu=True)
     four_bit = dict.fromkeys([now, config.lora is not None])
     optim = dict.fromkeys([grpo["optim"], "adamw_8bit"]) if grpo["optim"].startswith("adamw") else [grpo["optim"]]
-    micros = [rows for rows in range(min(together, MOST_ROWS), 0, -1) if together % rows == 0]
+    drawn = math.gcd(together, batch.completions_per_generation)  # both are made of whole micro-batches
+    micros = [rows for rows in range(min(drawn, MOST_ROWS), 0, -1) if drawn % rows == 0]
     answered = dict.fromkeys([config.evaluation.batch_size])
     if engine_of(config, gpu=True) == "transformers":
         answered |= dict.fromkeys([min(config.evaluation.batch_size, batch.completions_per_generation)])

@@ -193,8 +193,6 @@ def choosing_of(config: Config, problems: Sequence[Problem]) -> Choosing | None:
     """What `sampling:` asks for; None where TRL's order is kept. Raises UserError."""
     sampling, group = config.sampling, config.grpo["num_generations"]
     if not sampling.choose:
-        if sampling.pass_rates or sampling.refill:
-            raise UserError("sampling.pass_rates and sampling.refill need sampling.choose=true.")
         return None
     if sampling.refill and (is_rewritten() or PartialState().num_processes > 1):
         raise UserError("sampling.refill is for TRL's own trainer in one process; set it to 0 here.")
