@@ -64,12 +64,14 @@ def updates(
     trainer = build(folder, *words, rewards=(no_noise,), kind=partial(recording, skip=skip))
     said: list[str] = []
     trainer.say, trainer.rehearse = said.append, rehearse
+    held = trainer._metrics["train"]  # as the validation has it, for what it measures to be logged
     trainer.add_callback(gradients := Gradients())
     losses, log = [], trainer.log
     trainer.log = lambda logs, *rest: losses.append(logs.get("loss")) or log(logs, *rest)
     if card:
         card_of(trainer, *card)
     trainer.train()
+    assert trainer._metrics["train"] is held
     return trainer, gradients.found, losses[:2], said
 
 
