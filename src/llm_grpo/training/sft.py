@@ -88,7 +88,7 @@ def learn_solutions(
     def keep() -> None:
         """The end of the last step, where an end that was forced left it in memory alone."""
         step = trainer.state.global_step
-        if step and not (run.sft / f"checkpoint-{step}").exists():
+        if step and not (run.sft / f"checkpoint-{step}" / checkpoints.MANIFEST).exists():
             trainer._save_checkpoint(trainer.model, None)
             seal.on_save(trainer.args, trainer.state, trainer.control)
 
