@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     run, other = runs.find(args.run), runs.find(args.other) if args.other else None
     target = Path(args.output) if args.output else None
-    if args.price_per_hour:
+    if args.price_per_hour is not None:
+        if not 0 < args.price_per_hour < float("inf"):
+            raise UserError(f"--price_per_hour {args.price_per_hour:g}: a price above 0.")
         summary = read_json(run.summary)
         if not summary or "hours" not in summary.get("spent", {}):
             raise UserError(

@@ -78,7 +78,7 @@ def test_everything_that_was_measured(run: runs.Run) -> None:
     assert f"| merged weights | {proof['merged']['mean_logprob_gap']:.2g} |" in text and "Yes: both answered 8" in text
     for spec in run.config().rewards:
         assert f"| `{spec.name}` | {spec.weight:g} |" in text
-    assert "CPU cores" in text and "torch 2" in text and "tokens generated in training" in text and "hours" in text
+    assert "CPU cores" in text and "torch 2" in text and "tokens drawn" in text and "hours" in text
     wrong = next(item for item in report["items"] if not item["strict"])
     assert wrong["completion"].strip() in text, "a failure is among the samples"
     assert "learning_rate:" in text and "system" in text
@@ -90,7 +90,8 @@ ABSENT = [
     ("eval/after.json", "## Results", "the numbers after"),
     ("eval/after.json", "## Sample answers", "the answers"),
     ("eval/after.json", "model-index", "nothing for the Hub's tables"),
-    ("metrics.jsonl", "hours of training", "how long it took"),
+    ("metrics.jsonl", "| steps |", "how far it went"),
+    ("summary.json", "hours of training", "what it cost"),
     ("environment.json", "hardware", "on what"),
     ("merged/proof.json", "Yes: both answered", "the proof"),
 ]

@@ -183,6 +183,9 @@ def test_hours_become_money(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     with pytest.raises(UserError, match="has no summary"):
         script.main([str(run.folder), "--price_per_hour", "2.5"])
+    for price in ("0", "-3", "nan"):
+        with pytest.raises(UserError, match="above 0"):
+            script.main([str(run.folder), f"--price_per_hour={price}"])
     spent = {"hours": 4.0, "device": "a card", "price_per_hour": None, "tokens_generated": 9e6, "tokens_updated": 3e6,
              "wasted_share": 0.31, "memory_planned_gb": 10.0, "memory_peak_gb": 9.5}  # fmt: skip
     write_json(run.summary, {"spent": spent, "train_seconds": 14400.0, "evaluated": "adapter", "diagnoses": []})

@@ -1,7 +1,7 @@
 """How far one model is from another on the same tokens: log-probabilities, KL, and the token each would write.
 
 Two models are never in memory together. Of the first one's distributions the most probable tokens are kept, not the
-whole vocabulary: 1 MB per 1000 positions, where the logits of a vocabulary of 150,000 would take 600 MB.
+whole vocabulary: 1.5 MB per 1000 positions, where the logits of a vocabulary of 150,000 would take 600 MB.
 """
 
 from __future__ import annotations
