@@ -120,9 +120,9 @@ def disturb(bench: Bench, run: Run, log: Path, rng: random.Random) -> dict[str, 
         until = began + AFTER_SIGNAL_S
     elif kind == "full disk" and not done:
         left = rng.choice([0, 4096, 200_000, 2_000_000])
-        size = max(0, shutil.disk_usage(bench.disk).free - left)
-        with (bench.disk / "filler").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size) if size else None
+        with (bench.disk / "filler").open("wb") as file, contextlib.suppress(OSError):  # the run writes meanwhile
+            while (size := shutil.disk_usage(bench.disk).free - left) > 0:
+                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END) + size)
     elif kind == "read-only" and not done:
         folders = [path for path in (run.folder, *run.folder.rglob("*")) if path.is_dir()]
         for folder in folders:
