@@ -94,10 +94,10 @@ class LiveDoctor(TrainerCallback):
                 self.stop.end(control, f"run.halt_on names {finding.name}. {finding.said}", HALTED)
 
     def _evidence(self, name: str) -> list[dict[str, Any]]:
-        """Two completions of the newest generation batch, not the same words of one problem twice."""
-        rows = (row for file in self.run.completion_files()[-1:] for row in runs.read_jsonl(file))
+        """Two completions of the newest generation batch, not the same words of one problem if there are others."""
+        rows = [row for file in self.run.completion_files()[-1:] for row in runs.read_jsonl(file)]
         apart = {(row["id"], row["completion"]): row for row in rows}.values()
-        shown = heapq.nlargest(2, apart, key=CHECKS[name].shows)
+        shown = [row for some in (apart, rows) for row in heapq.nlargest(2, some, key=CHECKS[name].shows)][:2]
         kept = ("step", "id", "strict", "advantage", "completion")
         return [{key: row[key] for key in kept} | {"completion": row["completion"][:MOST_SHOWN]} for row in shown]
 
