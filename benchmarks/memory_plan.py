@@ -1,11 +1,12 @@
-"""The plan of a run's memory against what it takes: the whole of src/train.py on a CPU, for models of four sizes.
+"""The plan of a run's memory and of a step's time against what they take: all of src/train.py on a CPU, in four sizes.
 
     python benchmarks/memory_plan.py              # dated JSON in benchmarks/results/
     python benchmarks/memory_plan.py 7m 30m       # some of them, put beside what the day's JSON has
 
 Random models of Qwen2's kind (random_model.py), which never end an answer early: every sequence is as long as the plan
 counts it, but for prompts that do not fill the window. Each run is a process of its own, from the config to two updates
-of 16 completions; what is measured is the process's highest resident set, as metrics.jsonl has it (memory_peak_gb).
+of 16 completions; what is measured is the process's highest resident set, as metrics.jsonl has it (memory_peak_gb), and
+the seconds of the second step. Times want a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 import random_model  # noqa: E402
 
 from llm_grpo.config.loading import load_config  # noqa: E402
+from llm_grpo.planning.duration import CALL, Speed, tried, work_of  # noqa: E402
 from llm_grpo.planning.memory import memory_of  # noqa: E402
 from llm_grpo.planning.shapes import model_parameters, model_shape  # noqa: E402
 
@@ -56,8 +58,13 @@ def measured(folder: Path, overrides: list[str]) -> dict[str, float]:
     parts = {name: round(value / 1e9, 3) for name, value in vars(plan).items() if not isinstance(value, bool)}
     peak = max(row["memory_peak_gb"] for row in rows)
     planned = plan.at_most / 1e9
+    work, speed = work_of(config, shape, gpu=False), Speed(*tried(False), CALL["transformers"])
+    seconds = {"generation": speed.generation(work), "update": speed.update(work)}
+    times = {
+        name: {"planned": round(s, 2), "measured": round(rows[-1][f"seconds/{name}"], 2)} for name, s in seconds.items()
+    }
     return {"parameters": model_parameters(shape), "planned_gb": round(planned, 3), "measured_gb": round(peak, 3),
-            "error": round(planned / peak - 1, 3), "parts_gb": parts}  # fmt: skip
+            "error": round(planned / peak - 1, 3), "parts_gb": parts, "seconds": times}  # fmt: skip
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def dry_run(config: Config) -> int:
     """The effective config with the origin of each value, and the batch explained. Loads data, no model."""
     from llm_grpo.planning.plan import check_window, explain
     from llm_grpo.planning.starting import starting
-    from llm_grpo.problems import build_rewards, check_solutions
+    from llm_grpo.problems import build_rewards, check_data
     from llm_grpo.report.tables import plan_table, settings_table
     from llm_grpo.rollouts import choose_engine, refused
     from llm_grpo.tasks import build_task
@@ -65,7 +65,7 @@ def dry_run(config: Config) -> int:
     console.print(settings_table(config))
     try:
         examples = len(task.load("train").examples)
-        check_solutions(config, task)
+        check_data(config, task)
     except NotAtHandError as error:
         examples = task.published_train_size
         known = f"counted by their published size ({examples:,})" if examples else "so shares of them are not known"
@@ -85,7 +85,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     from llm_grpo.planning.preflight import logging_choice, missing_for_training, standby_choice, unsloth_first
     from llm_grpo.planning.skipping import skip_choice
     from llm_grpo.planning.starting import starting
-    from llm_grpo.problems import build_rewards, check_solutions, prepare
+    from llm_grpo.problems import build_rewards, check_data, prepare
     from llm_grpo.tasks import build_task
 
     choices = standby_choice(config)
@@ -99,7 +99,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     config, start = starting(config)
     choices |= {"rollouts.skip": skip_choice(config)[1]}
     task.load("train")  # a fault in the data is told before anything slow starts
-    check_solutions(config, task)
+    check_data(config, task)
     if resume:
         run, checkpoint = runs.reopen(config, fingerprint(task.load))
     else:

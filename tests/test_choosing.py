@@ -15,8 +15,9 @@ from conftest import ROOT
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import SamplingSection
 from llm_grpo.errors import UserError
+from llm_grpo.problems import read_pass_rates
 from llm_grpo.records import Example, Problem
-from llm_grpo.training.choosing import Choosing, choosing_of, expected_information, read_pass_rates, replaced
+from llm_grpo.training.choosing import Choosing, choosing_of, expected_information, replaced
 
 GROUP = 8
 
@@ -149,16 +150,20 @@ def test_a_report_of_samples_is_read_by_id(tmp_path: Path) -> None:
               "sampled": {"k": 4, "strict": {"passed": [1, 2, 4]}}}  # fmt: skip
     file = tmp_path / "rates.json"
     file.write_text(json.dumps(report))
-    assert read_pass_rates(file, problems(3)) == {2: (1, 4), 0: (4, 4)}
+    ids = {f"train-{n}" for n in range(3)}
+    assert read_pass_rates(file, ids) == {"train-2": (1, 4), "other": (2, 4), "train-0": (4, 4)}
+    words = ["sampling.choose=true", f"sampling.pass_rates={file}"]
+    known = choosing_of(load_config(ROOT / "configs" / "grpo.yaml", words, environment={}), problems(3))
+    assert (known.passed.tolist(), known.failed.tolist()) == ([4, 0, 1], [0, 0, 3])
     for broken, said in (
         ({"items": []}, "eval.py --split train --samples"),
         (report | {"items": [{"id": "other"}] * 3}, "none of"),
     ):
         file.write_text(json.dumps(broken))
         with pytest.raises(UserError, match=said):
-            read_pass_rates(file, problems(3))
+            read_pass_rates(file, ids)
     with pytest.raises(UserError, match="is not there"):
-        read_pass_rates(tmp_path / "none.json", problems(3))
+        read_pass_rates(tmp_path / "none.json", ids)
 
 
 def test_off_is_the_reference_and_half_a_wish_is_refused() -> None:
@@ -167,6 +172,10 @@ def test_off_is_the_reference_and_half_a_wish_is_refused() -> None:
 
     assert choosing_of(config(), problems(3)) is None
     assert choosing_of(config("sampling.choose=true"), problems(3)).group == 8
+    refilled = ("sampling.choose=true", "sampling.refill=0.5")
+    for other in ("grpo.scale_rewards=batch", "grpo.multi_objective_aggregation=normalize_then_sum"):
+        with pytest.raises(UserError, match="all groups of a batch"):
+            choosing_of(config(*refilled, other), problems(3))
     for words in (["sampling.refill=0.5"], ["sampling.pass_rates=x.json"]):
         with pytest.raises(UserError, match=r"need sampling\.choose=true"):
             choosing_of(config(*words), problems(3))

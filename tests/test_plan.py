@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +17,7 @@ from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import explain_batch
 from llm_grpo.planning.card import card_bytes, fit, largest, memory_rows
+from llm_grpo.planning.duration import Speed, work_of
 from llm_grpo.planning.memory import checkpoint_bytes, memory_of
 from llm_grpo.planning.plan import check_window, explain
 from llm_grpo.planning.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
@@ -272,6 +275,47 @@ def test_what_changes_the_plan(overrides: list[str], holds: Any, why: str) -> No
     _, plain = plan_of("gpu_16gb", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=16")
     more = ["grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=16"]
     assert holds(plan_of("gpu_16gb", *more, *overrides)[1], plain), why
+
+
+def test_the_work_of_a_step_by_hand() -> None:
+    config, _ = plan_of("gpu_80gb")
+    work = work_of(config, model_shape(config.model.name), gpu=True)
+    layers = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11_008)
+    head, attention = 2048 * 151_936, 36 * 4096 * 2048  # 4,096 seen by the last token, half of them on average, twice
+    passes = 1 + 1 + 1  # forward, forward again for what checkpointing dropped, back to what went in
+    assert work.update == passes * 2 * (64 * 4096 * (layers + attention) + 64 * 2048 * head)
+    assert work.prompts == 2 * 8 * 2048 * (layers + attention), "each prompt once"
+    assert work.answers == 2 * 64 * 2048 * (layers + head + 2 * attention)
+    weights, cache = 2 * 3_085_938_688, 64 * 4096 * 36 * 2 * 256 * 2
+    assert work.read == 2048 * (weights + cache)
+    assert Speed(1e12, 1e12, 0).generation(work) == (work.prompts + max(work.answers, work.read)) / 1e12
+
+
+WORK = [  # overrides, what becomes of an update's work, why
+    (["grpo.gradient_checkpointing=false"], 2 / 3, "nothing is done twice"),
+    (["lora=null", "model.load_in_4bit=false"], 4 / 3, "weights have a gradient"),
+    (["grpo.num_iterations=2"], 1, "an update is an update"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "times", "why"), WORK, ids=[row[0][0] for row in WORK])
+def test_what_changes_the_work(overrides: list[str], times: float, why: str) -> None:
+    plain, other = (
+        work_of(c, model_shape(c.model.name), gpu=True) for c in (plan_of("grpo_64", *o)[0] for o in ([], overrides))
+    )
+    assert other.update == pytest.approx(times * plain.update), why
+    share = 0.5 if "iterations" in overrides[0] else 1
+    assert other.answers == share * plain.answers
+
+
+def test_the_time_is_said_of_this_machine_or_of_cards(tmp_path: Path) -> None:
+    here = dict(explain(load_config(ROOT / "configs" / "demo.yaml", environment={}), 4000))["time, at most"]
+    assert re.match(r"\d+\.\d s a step, .* in all; generation .* update .*tried just now", here)
+    if shutil.which("nvidia-smi") is None:
+        there = dict(explain(load_config(REFERENCE, environment={}), 7473))["time, at most"]
+        assert re.search(r"T4: .* a step, .* in all; .*H100: .* \(assumed: ", there)
+    unknown = dict(explain(load_config(REFERENCE, ["model.name=some/other"], environment={}), None))
+    assert "time, at most" not in unknown
 
 
 def test_a_mixture_of_experts_has_weights_and_no_guess(tmp_path: Path) -> None:

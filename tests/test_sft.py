@@ -21,7 +21,7 @@ from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
 from llm_grpo.planning.starting import starting
 from llm_grpo.policy import Policy, load_policy
-from llm_grpo.problems import check_solutions, prepare, worked
+from llm_grpo.problems import check_data, prepare, worked
 from llm_grpo.prompts import render
 from llm_grpo.tasks import build_task
 from llm_grpo.training.sft import _rows, learn_solutions
@@ -200,6 +200,6 @@ def test_sft_without_solutions_is_refused_at_the_door(tmp_path: Path) -> None:
     for words in ([data], ["task={name: lead_qualification, args: {}}"]):
         config = load_config(DEMO, [*words, SFT], environment={})
         with pytest.raises(UserError, match="sft: task .* has no worked solutions .* Set it to null"):
-            check_solutions(config, build_task(config.task.name, config.task.args))
+            check_data(config, build_task(config.task.name, config.task.args))
     with pytest.raises(UserError, match="sft.stepps"):
         load_config(DEMO, ["sft={steps: 3, stepps: 4}"], environment={})

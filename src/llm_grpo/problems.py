@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,6 +13,7 @@ from llm_grpo.answers.formats import write_answer
 from llm_grpo.answers.judging import format_of
 from llm_grpo.config.schema import Config, RewardSpec
 from llm_grpo.errors import UserError
+from llm_grpo.files import read_json
 from llm_grpo.prompts import split_by_length, with_known_roles, with_system
 from llm_grpo.records import BadRow, Example, Message, Problem, Reward, Task
 from llm_grpo.rewards import build_reward
@@ -103,12 +105,33 @@ def build_rewards(specs: Sequence[RewardSpec], run: Run | None = None) -> list[R
     return rewards
 
 
-def check_solutions(config: Config, task: Task) -> None:
-    """Before a model is loaded: the task has the worked solutions that the config asks for. Raises UserError."""
+def check_data(config: Config, task: Task) -> None:
+    """Before a model is loaded: the train split has the worked solutions and the pass rates that the config asks for.
+    Raises UserError."""
     if config.prompt.examples:
         _shown(task, config.prompt.examples)
     if config.sft:
         _solved(task, "sft", "null")
+    if config.sampling.pass_rates:
+        read_pass_rates(Path(config.sampling.pass_rates), {example.id for example in task.load("train").examples})
+
+
+def read_pass_rates(path: Path, ids: Set[str]) -> dict[str, tuple[int, int]]:
+    """Of a report of `eval.py --split train --samples K`: id -> (answers that passed, answers). Raises UserError where
+    it is none, or knows nothing of the problems with these ids."""
+    report = read_json(path)
+    if report is None:
+        raise UserError(f"sampling.pass_rates: {path} is not there.")
+    try:
+        passed, tried = report["sampled"]["strict"]["passed"], report["sampled"]["k"]
+        found = {item["id"]: (count, tried) for item, count in zip(report["items"], passed, strict=True)}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"sampling.pass_rates: {path} has no samples by problem. Make it with eval.py --split train --samples 8."
+        ) from None
+    if not found.keys() & ids:
+        raise UserError(f"sampling.pass_rates: none of the problems of {path} is in the train split.")
+    return found
 
 
 def _solved(task: Task, wish: str, off: str) -> list[Example]:

@@ -46,6 +46,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for a missing file, broken YAML, or anything but a mapping."""
     if not path.exists():
         raise UserError(not_there(path))
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; of a run it is {path / 'config.yaml'} that is meant.")
     data = _load(read_text(open_text(path)), where=str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not sections with keys. See configs/demo.yaml.")

@@ -187,13 +187,13 @@ def tokens(config: Config) -> Iterator[Finding]:
 
 def data(config: Config) -> Iterator[Finding]:
     """Every split read and counted, and every prompt against the window, by the tokenizer alone."""
-    from llm_grpo.problems import check_solutions, prepare
+    from llm_grpo.problems import check_data, prepare
     from llm_grpo.prompts import prepare_tokenizer
     from llm_grpo.tasks import build_task
 
     task = build_task(config.task.name, config.task.args)
     counts = {split: task.load(split) for split in ("train", "validation", "test")}
-    check_solutions(config, task)
+    check_data(config, task)
     said = ", ".join(f"{len(split.examples):,} {name}" for name, split in counts.items())
     bad = {str(row) for split in counts.values() for row in split.bad_rows}
     yield Finding(

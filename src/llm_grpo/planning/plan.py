@@ -9,6 +9,7 @@ from llm_grpo.config.schema import Config, ModelSection
 from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import Batch, explain_batch
 from llm_grpo.planning.card import UNKNOWN_SHAPE, memory_rows
+from llm_grpo.planning.duration import time_rows
 from llm_grpo.planning.memory import checkpoint_bytes, completions_bytes, on_gpu
 from llm_grpo.planning.shapes import positions, read_shape
 from llm_grpo.planning.skipping import skip_choice
@@ -52,7 +53,8 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         rows.append(("an epoch", f"{updates:,.0f} updates over {train_examples:,} training prompts"))
         rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
     rows.append(("rows that teach nothing", skip_choice(config)[1]))
-    rows += memory_rows(config, on_gpu(config))
+    rows += memory_rows(config, gpu := on_gpu(config))
+    rows += time_rows(config, gpu, batch.updates)
     rows.append(("disk for checkpoints", _disk(config)))
     if batch.updates is not None:
         size = completions_bytes(config, batch.prompts_seen * batch.num_generations)

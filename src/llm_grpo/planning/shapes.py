@@ -182,6 +182,8 @@ def projection_sizes(shape: Shape) -> Sizes:
 
 def _head_widths(shape: Shape) -> tuple[int, int]:
     """Width of all query heads together, and of all key (or value) heads."""
+    if shape.get("model_type") == "gpt2":
+        return shape["hidden_size"], shape["hidden_size"]
     head = _head_dim(shape)
     return shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
 
@@ -192,8 +194,12 @@ def _head_dim(shape: Shape) -> int:
 
 def cache_values(shape: Shape) -> int:
     """Values of the key-value cache for one token of one sequence."""
-    width = shape["hidden_size"] if shape.get("model_type") == "gpt2" else _head_widths(shape)[1]
-    return 2 * shape["num_hidden_layers"] * width
+    return 2 * shape["num_hidden_layers"] * _head_widths(shape)[1]
+
+
+def attention_values(shape: Shape) -> int:
+    """Products that a token makes with another one's key, and as many with its value, in all layers."""
+    return shape["num_hidden_layers"] * _head_widths(shape)[0]
 
 
 def layer_values(shape: Shape, rank: int) -> tuple[int, int]:
@@ -204,8 +210,8 @@ def layer_values(shape: Shape, rank: int) -> tuple[int, int]:
     the inner width (gate, up, what the activation makes of it, their product), and a LoRA's rank for each projection.
     """
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    heads = hidden if shape.get("model_type") == "gpt2" else _head_widths(shape)[0]
-    return 6 * hidden + 4 * heads + 4 * inner + rank * len(projection_sizes(shape)), 2 * hidden + 3 * inner
+    heads, adapted = _head_widths(shape)[0], rank * len(projection_sizes(shape))
+    return 6 * hidden + 4 * heads + 4 * inner + adapted, 2 * hidden + 3 * inner
 
 
 def model_parameters(shape: Shape) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor  # isort: skip
 
 from llm_grpo.config.schema import Config, SamplingSection
 from llm_grpo.errors import UserError
-from llm_grpo.files import read_json
+from llm_grpo.problems import read_pass_rates
 from llm_grpo.records import Problem
 
 PRIOR = 0.1  # of a Beta(PRIOR, PRIOR): most prompts are always or never solved, so a group that all failed says a lot
@@ -196,25 +196,14 @@ def choosing_of(config: Config, problems: Sequence[Problem]) -> Choosing | None:
         return None
     if sampling.refill and (is_rewritten() or PartialState().num_processes > 1):
         raise UserError("sampling.refill is for TRL's own trainer in one process; set it to 0 here.")
+    aggregation = config.grpo["multi_objective_aggregation"]
+    if sampling.refill and (config.grpo["scale_rewards"] == "batch" or aggregation != "sum_then_normalize"):
+        raise UserError(
+            "sampling.refill: grpo.scale_rewards=batch and grpo.multi_objective_aggregation=normalize_then_sum measure "
+            "rewards by all groups of a batch, and would know two batches. Set sampling.refill=0, or the others."
+        )
     choosing = Choosing(sampling, len(problems), group, config.run.seed)
     if sampling.pass_rates:
-        choosing.know(read_pass_rates(Path(sampling.pass_rates), problems))
+        known = read_pass_rates(Path(sampling.pass_rates), {problem.example.id for problem in problems})
+        choosing.know({n: known[p.example.id] for n, p in enumerate(problems) if p.example.id in known})
     return choosing
-
-
-def read_pass_rates(path: Path, problems: Sequence[Problem]) -> dict[int, tuple[int, int]]:
-    """Of a report of `eval.py --split train --samples K`: problem number -> (passed, answers). Raises UserError."""
-    report = read_json(path)
-    if report is None:
-        raise UserError(f"sampling.pass_rates: {path} is not there.")
-    try:
-        passed, tried = report["sampled"]["strict"]["passed"], report["sampled"]["k"]
-        by_id = {item["id"]: (count, tried) for item, count in zip(report["items"], passed, strict=True)}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"sampling.pass_rates: {path} has no samples by problem. Make it with eval.py --split train --samples 8."
-        ) from None
-    found = {n: by_id[p.example.id] for n, p in enumerate(problems) if p.example.id in by_id}
-    if not found:
-        raise UserError(f"sampling.pass_rates: none of the problems of {path} is in the train split.")
-    return found
