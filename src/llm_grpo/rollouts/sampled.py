@@ -1,4 +1,4 @@
-"""What transformers samples from the policy while it learns, with its log-probabilities, for less than one `generate`.
+"""What transformers draws from a model, with its log-probabilities where they are wanted, for less than one `generate`.
 
 Nothing that is computed changes, up to the order in which floats are added: a prompt is read once for all its answers,
 rows that have ended leave the batch, and a LoRA in float32 is added to its weights while it lasts. TRL keeps no
@@ -44,10 +44,10 @@ class Watching(LogitsProcessor):
 
 
 class Sampled:
-    """Stands in the place of `model.generate` for one call. in_stages: nothing in its settings counts from the start of
-    an answer, and no cache of another kind is asked for."""
+    """Stands in the place of `model.generate` for one call. temperature: of the log-probabilities; None: none are kept.
+    in_stages: nothing in its settings counts from the start of an answer, and no cache of another kind is asked for."""
 
-    def __init__(self, model: Any, temperature: float, in_stages: bool) -> None:
+    def __init__(self, model: Any, temperature: float | None, in_stages: bool) -> None:
         self.model, self.temperature, self._generate = model, temperature, model.generate
         self.in_stages = in_stages and attends_to_everything(model)
 
@@ -55,21 +55,25 @@ class Sampled:
         """(rows, prompt) -> (rows, prompt + longest answer), as generate's own."""
         rows, start = input_ids.shape
         tokens, going, done = input_ids, torch.arange(rows, device=input_ids.device), 0
-        limit, ends = generation_config.max_new_tokens, generation_config.eos_token_id
+        limit, ends = generation_config.max_new_tokens, generation_config.eos_token_id or []
         found = input_ids.new_full((rows, limit), generation_config.pad_token_id)
         self.logprobs = torch.zeros(rows, limit, device=input_ids.device)
         cache = _read(self.model, input_ids, attention_mask) if self.in_stages and start > 1 else None
         while len(going) and done < limit:
-            watching, settings = Watching(self.temperature), copy.deepcopy(generation_config)
+            watching, settings = LogitsProcessorList(), copy.deepcopy(generation_config)
+            if self.temperature is not None:
+                watching.append(Watching(self.temperature))
             settings.max_new_tokens = min(STAGE if self.in_stages else limit, limit - done)
             settings.return_dict_in_generate = True
             said = self._generate(
                 input_ids=tokens, attention_mask=attention_mask, generation_config=settings, past_key_values=cache,
-                logits_processor=LogitsProcessorList([watching]),
+                logits_processor=watching,
             )  # fmt: skip
             drawn, cache = said.sequences[:, tokens.shape[1] :], said.past_key_values
             here = slice(done, done + drawn.shape[1])
-            found[going, here], self.logprobs[going, here] = drawn, watching.of(drawn)
+            found[going, here] = drawn
+            for kept in watching:
+                self.logprobs[going, here] = kept.of(drawn)
             done = here.stop
             left = (~torch.isin(drawn, torch.as_tensor(ends, device=drawn.device)).any(dim=1)).nonzero().flatten()
             attention_mask = torch.cat([attention_mask, torch.ones_like(drawn)], dim=1)[left]
@@ -84,7 +88,7 @@ class Sampled:
 
 
 @contextmanager
-def sampled_logprobs(model: Any, temperature: float, in_stages: bool = True) -> Iterator[Sampled]:
+def sampled_logprobs(model: Any, temperature: float | None, in_stages: bool = True) -> Iterator[Sampled]:
     """While this lasts, `model.generate` also collects the log-probabilities of what it draws."""
     before = vars(model).get("generate")
     model.generate = sampled = Sampled(model, temperature, in_stages)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from llm_grpo.config.schema import PromptSection
 from llm_grpo.device import compute_dtype, has_gpu
@@ -17,6 +18,7 @@ from llm_grpo.rollouts import Sampling, stop_tokens, token_ids
 from llm_grpo.rollouts.grouped_attention import attend_in_groups
 from llm_grpo.rollouts.loading import load_tokenizer, not_there
 from llm_grpo.rollouts.reading import Reader
+from llm_grpo.rollouts.sampled import sampled_logprobs
 from llm_grpo.runs import is_whole_model
 
 
@@ -65,7 +67,10 @@ class TransformersEngine:
 
         def write() -> None:
             try:
-                self._generate(ids, torch.ones_like(ids), Sampling(left, temperature, top_p), streamer=pieces)
+                settings = self._settings(Sampling(left, temperature, top_p))
+                self.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=pieces
+                )
             finally:
                 pieces.end()  # whoever reads would wait forever
 
@@ -81,18 +86,16 @@ class TransformersEngine:
         device = self.model.device
         tokens = torch.tensor([[self._pad()] * (longest - len(row)) + row for row in ids], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-        output = self._generate(tokens, mask, sampling)
-        stops = self._stops()
+        settings, stops = self._settings(sampling), self._stops()
+        with torch.no_grad(), sampled_logprobs(self.model, None, in_stages=not has_gpu()) as draw:  # not tried on a GPU
+            output = draw(tokens, mask, settings)
         return [self.reader.completion(row, stops) for row in output[:, longest:].tolist()]
 
-    def _generate(self, tokens: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **options: Any) -> torch.Tensor:
-        """Prompts (n, longest) -> prompts and answers (n, longer)."""
+    def _settings(self, sampling: Sampling) -> GenerationConfig:
         drawn = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
         if sampling.temperature:
             drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0}
-        return self.model.generate(
-            input_ids=tokens,
-            attention_mask=mask,
+        return GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=bool(sampling.temperature),
             num_return_sequences=1,
@@ -102,7 +105,6 @@ class TransformersEngine:
             # answer would be another than the policy's own, and than vLLM's.
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
-            **options,
             **drawn,
         )
 
