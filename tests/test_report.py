@@ -74,6 +74,20 @@ def made_run(
     return run
 
 
+def test_a_run_with_sft_shows_every_stage(tmp_path: Path) -> None:
+    """Each evaluation with the one before it and the last with the first; before the end, as far as the run has come."""
+    run = made_run(tmp_path, after=False)
+    write_json(run.after_sft, report_of([True, True, False]))
+    text = write_report(run).read_text()
+    heads = '<th scope="col">{}</th><th scope="col">{}</th>'
+    assert heads.format("before", "after SFT") in text and "There is no evaluation after GRPO yet." in text
+    write_json(run.after, report_of([True, True, True]))
+    text = write_report(run).read_text()
+    for pair in (("before", "after SFT"), ("after SFT", "after GRPO"), ("before", "after GRPO")):
+        assert text.count(heads.format(*pair)) == 1
+    assert "There is no evaluation after" not in text
+
+
 @needs_browser
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     page = write_report(made_run(tmp_path, text=HOSTILE))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "after": after,
         "summary": summary,
         "paired": _compared(before, after) if before and after else None,
+        "stages": _stages(before, read_json(run.after_sft), after),
         "diagnoses": diagnose(after or before, rows) if before else [],
         "findings": list(read_jsonl(run.findings)),
         "ended": (summary or {}).get("ended"),
@@ -105,6 +106,14 @@ def _time_line(rows: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str
     named = [("the run", 1), *((f"{n}: {found['name']}", found["since"]) for n, found in enumerate(findings, start=1))]
     lines = [Line(name, [(since, n), (rows[-1]["step"], n)]) for n, (name, since) in enumerate(named)]
     return chart("Findings, from their first step on", lines, (0, len(findings) + 1))
+
+
+def _stages(before: Any, after_sft: Any, after: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """(left, right, their table) of a run's evaluations, each with the one before it; the last with the first too."""
+    named = [("before", before), ("after SFT", after_sft), ("after" if not after_sft else "after GRPO", after)]
+    there = [(name, report) for name, report in named if report]
+    pairs = [*pairwise(there), *([(there[0], there[-1])] if len(there) > 2 else [])]
+    return [(left, right, _compared(old, new)) for (left, old), (right, new) in pairs]
 
 
 def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
