@@ -11,7 +11,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
 from llm_grpo.diagnosis.drift import Drift
-from llm_grpo.rollouts.sampled import STAGE, gap, sampled_logprobs
+from llm_grpo.rollouts import sampled as drawing
+from llm_grpo.rollouts.sampled import BEGINNING, STAGE, beginning_apart, gap, sampled_logprobs
 
 QUESTIONS = ["Mia has 6 boxes with 7 pens in each. How many pens?"] * 2 + ["Tom has 12 pens and gives 5 to Mia."]
 
@@ -55,8 +56,12 @@ class TestWhatIsSampled:
         for row, ids in enumerate(answers):
             assert found[row] == pytest.approx(exact[row, : len(ids)].tolist(), abs=1e-4)
 
-    def test_the_likeliest_answers_are_those_of_one_generate(self, model, tokenizer) -> None:
-        """With a LoRA that has learnt something; its base comes back bit for bit, and PEFT knows of nothing."""
+    @pytest.mark.parametrize(
+        "beginning", ["", "Solve the problem. Show your work, step by step, and end with the sum. "]
+    )
+    def test_the_likeliest_answers_are_those_of_one_generate(self, model, tokenizer, beginning: str) -> None:
+        """With a LoRA that has learnt something; its base comes back bit for bit, and PEFT knows of nothing. What all
+        prompts begin with is read apart."""
         torch.manual_seed(0)
         lora = get_peft_model(
             copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
@@ -64,8 +69,10 @@ class TestWhatIsSampled:
         for name, parameter in lora.named_parameters():
             parameter.data += 0.3 * torch.randn_like(parameter) if "lora_B" in name else 0
         before = {name: value.clone() for name, value in lora.state_dict().items()}
-        asked = dict(tokenizer(QUESTIONS, padding=True, padding_side="left", return_tensors="pt"))
+        questions = [beginning + question for question in QUESTIONS]
+        asked = dict(tokenizer(questions, padding=True, padding_side="left", return_tensors="pt"))
         asked.pop("token_type_ids", None)
+        assert (beginning_apart(asked["input_ids"], asked["attention_mask"])[2] >= BEGINNING) == bool(beginning)
         settings = GenerationConfig(max_new_tokens=20, eos_token_id=[11, 17, 300], pad_token_id=0)
         plain = lora.generate(**asked, generation_config=settings)
         with sampled_logprobs(lora, 1.0) as sampled:
@@ -79,6 +86,19 @@ class TestWhatIsSampled:
             exact, base = (one(plain, **words).logits[:, -21:-1].log_softmax(-1) for one in (lora, model))
         exact, base = (values.gather(2, plain[:, -20:, None]).squeeze(2) for values in (exact, base))
         assert torch.allclose(sampled.logprobs, exact, atol=1e-3) and not torch.allclose(exact, base, atol=1e-2)
+
+    def test_a_beginning_that_all_share_stands_in_front(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ids = torch.tensor([[0, 0, 5, 6, 7, 1, 2], [0, 5, 6, 7, 8, 3, 4], [5, 6, 7, 8, 9, 3, 4]])
+        mask = (ids > 0).long()
+        assert beginning_apart(ids, mask)[2] == 0, "three tokens are not worth it"
+        monkeypatch.setattr(drawing, "BEGINNING", 2)
+        moved, seen, count = beginning_apart(ids, mask)
+        assert count == 3 and moved.tolist() == [[5, 6, 7, 0, 0, 1, 2], [5, 6, 7, 0, 8, 3, 4], [5, 6, 7, 8, 9, 3, 4]]
+        assert seen.tolist() == (moved > 0).long().tolist()
+        same = torch.tensor([[5, 6, 7, 8]] * 2)
+        assert beginning_apart(same, torch.ones_like(same))[2] == 2, "one to read, and the last to write from"
+        short = torch.tensor([[0, 0, 5], [5, 6, 7]])
+        assert beginning_apart(short, (short > 0).long())[2] == 0
 
     def test_the_models_generate_is_its_own_again(self, model) -> None:
         before = model.generate

@@ -1,8 +1,9 @@
 """What transformers draws from a model, with its log-probabilities where they are wanted, for less than one `generate`.
 
-Nothing that is computed changes, up to the order in which floats are added: a prompt is read once for all its answers,
-rows that have ended leave the batch, and a LoRA in float32 is added to its weights while it lasts. TRL keeps no
-log-probabilities there; with them every run logs the same gap between who generates and who learns (drift.py).
+Nothing that is computed changes, up to the order in which floats are added: a prompt is read once for all its answers
+and what all prompts begin with (a system prompt, worked examples) once for all of them, rows that have ended leave the
+batch, and a LoRA in float32 is added to its weights while it lasts. TRL keeps no log-probabilities there; with them
+every run logs the same gap between who generates and who learns (drift.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 STAGE = 8  # tokens after which rows that have ended leave the batch
+BEGINNING = 16  # tokens; a shorter one is not worth a pass of its own
 
 
 class Watching(LogitsProcessor):
@@ -58,7 +60,10 @@ class Sampled:
         limit, ends = generation_config.max_new_tokens, generation_config.eos_token_id or []
         found = input_ids.new_full((rows, limit), generation_config.pad_token_id)
         self.logprobs = torch.zeros(rows, limit, device=input_ids.device)
-        cache = _read(self.model, input_ids, attention_mask) if self.in_stages and start > 1 else None
+        cache = None
+        if self.in_stages and start > 1:
+            tokens, attention_mask, beginning = beginning_apart(input_ids, attention_mask)
+            cache = _read(self.model, tokens, attention_mask, beginning)
         while len(going) and done < limit:
             watching, settings = LogitsProcessorList(), copy.deepcopy(generation_config)
             if self.temperature is not None:
@@ -114,13 +119,40 @@ def attends_to_everything(model: Any) -> bool:
     return given and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def _read(model: Any, ids: Tensor, mask: Tensor) -> DynamicCache:
-    """The cache of all but the last token of each row, where rows that are the same were read once."""
+def beginning_apart(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """(ids, mask, tokens of the beginning) with what all rows begin with in front, and the padding of each behind it.
+
+    ids, mask: [N, M], padded on the left, as they are where rows have no beginning in common.
+    """
+    padding, columns = (mask == 0).sum(dim=1, keepdim=True), torch.arange(ids.shape[1], device=ids.device)
+    most = ids.shape[1] - int(padding.max()) - 2  # one is left to be read by itself, and the last to be written from
+    texts = ids.gather(1, padding + columns[: max(most, 0)])
+    beginning = int((texts == texts[0]).all(dim=0).cumprod(dim=0).sum())
+    if beginning < BEGINNING:
+        return ids, mask, 0
+    moved = torch.where(columns < beginning + padding, columns - beginning, columns)
+    moved = torch.where(columns < beginning, padding + columns, moved)
+    return ids.gather(1, moved), mask.gather(1, moved), beginning
+
+
+def _read(model: Any, ids: Tensor, mask: Tensor, beginning: int) -> DynamicCache:
+    """The cache of all but the last token of each row, where rows that are the same were read once, and the beginning
+    of all of them before."""
     rows, of_row = torch.cat([ids, mask], dim=1).unique(dim=0, return_inverse=True)
     ids, mask = (part[:, :-1] for part in rows.chunk(2, dim=1))
     cache = DynamicCache(config=model.config)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    decoder_of(model)(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+
+    def read(some: int, start: int, end: int) -> None:
+        decoder_of(model)(
+            input_ids=ids[:some, start:end], attention_mask=mask[:some, :end], position_ids=positions[:some, start:end],
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+
+    if beginning:
+        read(1, 0, beginning)
+        cache.batch_repeat_interleave(len(ids))
+    read(len(ids), beginning, ids.shape[1])
     cache.batch_select_indices(of_row)
     return cache
 
