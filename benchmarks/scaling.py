@@ -53,10 +53,8 @@ def main() -> None:
         ring, sync = 2 * (cards - 1) / cards * adapter / (args.link * 1e9), adapter / (SYNC_GB_S * 1e9)
         work = part(rows / cards)
         drawn, learned = speed.generation(work), speed.update(work)
-        step, whole = (
-            drawn + learned + ring + sync,
-            speed.generation(part(rows)) + speed.update(part(rows)) + ring + sync,
-        )
+        step = drawn + learned + ring + sync
+        whole = speed.generation(part(rows)) + speed.update(part(rows)) + ring + sync
         alone = alone or step
         print(f"| {cards} | {drawn:.1f} s | {learned:.1f} s | {ring:.2f} s | {sync:.2f} s | {step:.1f} s | "
               f"{alone / step:.1f} | {whole:.1f} s | {alone / whole:.0%} |")  # fmt: skip
