@@ -42,7 +42,7 @@ def main() -> None:
     part = parts_of(args.config, rows)
     print(f"{config.model.name}, {rows} completions of at most {config.grpo['max_completion_length']} tokens a step; "
           f"{args.card}, {REACHED[0]:.0%} of its FLOP/s and {REACHED[1]:.0%} of its bytes/s; {call * 1e3:g} ms a layer "
-          f"and token besides; an adapter of {adapter / 1e6:.0f} MB over {args.link:g} GB/s a link, and at {SYNC_GB_S:g} "
+          f"and token besides; an adapter of {adapter / 1e6:.0f} MB over {args.link:g} GB/s a link, at {SYNC_GB_S:g} "
           "GB/s to vLLM\n")  # fmt: skip
     print(
         "| cards | generation | update | gradient | adapter | the same step | times | N times the step | efficiency |"
