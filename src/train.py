@@ -93,6 +93,8 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
     processes.meet(config.grpo.get("ddp_timeout", 1800))
     choices = standby_choice(config)
+    if (count := processes.count()) > 1:
+        choices["processes"] = f"{count}, each with a batch as the config says; the first writes"
     unsloth_first(config)
     rewards = build_rewards(config.rewards, runs.of(config))
     rewards = [replace(reward, function=processes.together(reward.function)) for reward in rewards]

@@ -1,10 +1,12 @@
 """A training whose completions are given, the same ones however many processes share them: torchrun this file.
 
-    given_completions.py OUTPUTS ROWS [section.key=value ...]      ROWS: of each process in a step
+given_completions.py OUTPUTS ROWS [section.key=value ...]      ROWS: of each process in a step
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ def main(outputs: str, rows: str, *overrides: str) -> None:
 
     def given(self: RecordingTrainer, prompt_ids: list, *_: Any, **__: Any) -> tuple[list, list]:
         step = self.state.global_step
+        if processes.rank() == 1 and os.environ.get("SIGNAL_IN_STEP") == f"{step + 1}":
+            os.kill(os.getpid(), signal.SIGTERM)
         draw = torch.Generator().manual_seed(step)
         ids = torch.randint(20, 120, (ALL_ROWS, LONGEST), generator=draw)
         lengths = torch.randint(4, LONGEST, (ALL_ROWS,), generator=draw)
