@@ -169,23 +169,39 @@ class ResumingTrainer(GRPOTrainer):
         """As transformers and TRL write it, where no resume looks; sealed, it gets its name, and older ones go."""
         with self._writing:
             self._kept = progress
-            if not processes.is_first():
-                return
-            self._write(f"checkpoint-{self.state.global_step}", Path(self.args.output_dir))
+            if processes.is_first() or self._sharded:
+                self._write(f"checkpoint-{self.state.global_step}", Path(self.args.output_dir))
 
     def _write(self, folder: str, run_dir: Path) -> None:
         self._draft = run_dir / ".draft"
-        shutil.rmtree(self._draft, ignore_errors=True)
+        self._forget_draft()
         try:
             super()._save_checkpoint(self.model, None)
-            facts = {**self.facts, "ended": self.ended}
-            checkpoints.seal(self._draft / folder, self.state.global_step, self.state.max_steps, facts)
-            swap_in(self._draft / folder, run_dir / folder)
+            self._wait_where_sharded()
+            if processes.is_first():
+                facts = {**self.facts, "ended": self.ended}
+                checkpoints.seal(self._draft / folder, self.state.global_step, self.state.max_steps, facts)
+                swap_in(self._draft / folder, run_dir / folder)
             self._saved_step = self.state.global_step
         finally:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            self._forget_draft()
             self._draft = None
-        checkpoints.forget_old(run_dir, self.args.save_total_limit)
+        if processes.is_first():
+            checkpoints.forget_old(run_dir, self.args.save_total_limit)
+
+    def _forget_draft(self) -> None:
+        if processes.is_first():
+            shutil.rmtree(self._draft, ignore_errors=True)
+        self._wait_where_sharded()
+
+    @property
+    def _sharded(self) -> bool:
+        """Each process holds a part of the model (FSDP, DeepSpeed), and all write together; else the first writes."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _wait_where_sharded(self) -> None:
+        if self._sharded:
+            processes.of_all(None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._draft) if self._draft else super()._get_output_dir(trial)

@@ -189,7 +189,7 @@ class Validation(TrainerCallback):
         """The validation that is due, and what follows from it for the training."""
         self.validate(state.global_step)
         if 0 < self.patience <= self.in_vain and state.global_step != state.max_steps:
-            best = f"the best are those of step {self.run.best_validation()['step']}"
+            best = processes.from_first(lambda: f"the best are those of step {self.run.best_validation()['step']}")
             said = f"validation has not risen above {self.highest:.1%} in {self.in_vain} evaluations; {best}"
             self.stop.end(control, f"{said} (evaluation.patience).")
 
