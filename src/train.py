@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.panel import Panel
 
-from llm_grpo import command, runs
+from llm_grpo import command, processes, runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import NotAtHandError, UserError
@@ -34,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(config)
     if args.resume:
         runs.check_place(Path(args.config), config)
-    return train(config, overwrite=args.overwrite, resume=args.resume)
+    code = train(config, overwrite=args.overwrite, resume=args.resume)
+    return code if processes.is_first() else 0
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -88,11 +91,15 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     from llm_grpo.problems import build_rewards, check_data, prepare
     from llm_grpo.tasks import build_task
 
+    processes.meet(config.grpo.get("ddp_timeout", 1800))
     choices = standby_choice(config)
+    if (count := processes.count()) > 1:
+        choices["processes"] = f"{count}, each with a batch as the config says; the first writes"
     unsloth_first(config)
     rewards = build_rewards(config.rewards, runs.of(config))
+    rewards = [replace(reward, function=processes.together(reward.function)) for reward in rewards]
     task = build_task(config.task.name, config.task.args)
-    if missing := missing_for_training(config):
+    if missing := dict.fromkeys(chain(*processes.of_all(missing_for_training(config)))):
         console.print(notices.cannot_run(missing), markup=False)
         return 2
     check_window(config.model)
@@ -101,9 +108,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     task.load("train")  # a fault in the data is told before anything slow starts
     check_data(config, task)
     if resume:
-        run, checkpoint = runs.reopen(config, fingerprint(task.load))
+        run, checkpoint = processes.from_first(lambda: runs.reopen(config, fingerprint(task.load)))
     else:
-        run, checkpoint = runs.create(config, overwrite=overwrite), None
+        run, checkpoint = processes.from_first(lambda: runs.create(config, overwrite=overwrite)), None
     choices |= logging_choice(config, run.folder)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
@@ -111,6 +118,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         from llm_grpo.policy import load_policy, load_weights, save_weights
         from llm_grpo.report.curves import draw
         from llm_grpo.report.page import write_report
+        from llm_grpo.rollouts.shared import shared
         from llm_grpo.training.arguments import changed_in_silence, check_arguments, wanted_arguments
         from llm_grpo.training.optimising import optimise
         from llm_grpo.training.sft import learn_solutions
@@ -130,11 +138,11 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     limits = {"train": None, "validation": config.evaluation.validation_limit, "test": config.evaluation.limit}
     data = {split: prepare(task, split, config, policy.tokenizer, limit) for split, limit in limits.items()}
     notices.say_left_out(console, data.values())
-    evaluate = evaluator(config, task, policy.engine, rewards, partial(command.progress, console))
+    evaluate = evaluator(config, task, shared(policy.engine), rewards, partial(command.progress, console))
 
     def measure(file: Path, what: str) -> None:
         """What an earlier session of the run has measured stands."""
-        if not read_json(file):
+        if not processes.from_first(lambda: bool(read_json(file))):
             write_json(file, report := evaluate(data["test"].problems, f"evaluating {what}"))
             notices.say_prospects(console, report)
 
@@ -155,17 +163,18 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
 
     measure(run.before, "before training")
     if checkpoint and not checkpoint.of_grpo:
-        runs.forget_after(run, None)  # steps of GRPO that no checkpoint has are done again
-    runs.forget_replaced(run)
+        processes.from_first(lambda: runs.forget_after(run, None))  # steps of GRPO no checkpoint has are done again
+    processes.from_first(lambda: runs.forget_replaced(run))
     try:
         trained = optimise(trainer, watched, run, checkpoint if checkpoint and checkpoint.of_grpo else None)
     finally:  # whatever happened: the picture of what was learned
-        draw(run)
-        write_report(run)
+        if processes.is_first():
+            draw(run)
+            write_report(run)
         if run.last.is_dir():
             console.print(f"What was learned is in {run.last}.", highlight=False, soft_wrap=True)
     try:
-        if trained.finished and watched.stop.number is None:
+        if trained.finished and not watched.stop.asked():
             return conclude(config, policy, data["test"].problems, run, evaluate, trained) or trained.code
         said = "Stopped."
     except KeyboardInterrupt:
@@ -183,10 +192,12 @@ def conclude(config: Config, policy: Any, problems: Any, run: Run, evaluate: Cal
     from llm_grpo.report.page import write_report
     from llm_grpo.report.summary import say_result, summarise
 
-    chosen, step = run.chosen_weights(), run.chosen_step()
+    chosen, step = processes.from_first(lambda: (run.chosen_weights(), run.chosen_step()))
     load_weights(policy, chosen)
     before = read_json(run.before)
     after = {**evaluate(problems, "evaluating after training"), "adapter": str(chosen), "step": step}
+    if not processes.is_first():
+        return 0
     write_json(run.after, after)
     summary = summarise(config, run, before, after, trained)
     write_json(run.summary, summary)

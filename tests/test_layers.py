@@ -13,7 +13,20 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "llm_grpo"
 LAYERS = {
     **dict.fromkeys(
-        ["errors", "records", "config", "answers", "prompts", "diagnosis", "device", "text_files", "files", "lock"], 0
+        [
+            "errors",
+            "records",
+            "config",
+            "answers",
+            "prompts",
+            "diagnosis",
+            "device",
+            "text_files",
+            "files",
+            "lock",
+            "processes",
+        ],
+        0,
     ),
     **dict.fromkeys(["rewards", "tasks", "checkpoints", "environment", "runs", "problems"], 1),
     **dict.fromkeys(["rollouts", "policy"], 2),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_grpo import processes
 from llm_grpo.config.dotted import leaves
 from llm_grpo.config.loading import check
 from llm_grpo.config.schema import Config
@@ -23,7 +24,7 @@ from llm_grpo.records import Split
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.pt"  # without it a checkpoint holds a model only (grpo.save_only_model)
-OF_SFT = "rng_state.pth"  # that of transformers' own trainer, which does the SFT before GRPO
+OF_SFT = {"rng_state.pth", "rng_state_0.pth"}  # of transformers' own trainer, which does the SFT before GRPO
 
 # What may be another on a resume, because nothing that was learned or measured so far depends on it. More steps are
 # looked at apart (`_more_steps`).
@@ -70,6 +71,11 @@ class Checkpoint:
         return self.step >= self.planned and all(own.get(n) == grpo.get(n) for n in ("max_steps", "num_train_epochs"))
 
 
+def progress_file(rank: int) -> str:
+    """Of several processes each has its own: random numbers, the rows in hand."""
+    return f"progress_{rank}.pt" if rank else PROGRESS
+
+
 def seal(folder: Path, step: int, planned: int, facts: Mapping[str, Any]) -> None:
     """Write the manifest of a folder that is complete."""
     files = {str(path.relative_to(folder)): _described(path) for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -112,7 +118,7 @@ def _fault(folder: Path, hashes: bool) -> str:
         return "has no manifest.json (not written to its end, or by an older version)"
     except (ValueError, KeyError, TypeError):
         return "its manifest.json cannot be read"
-    if not files.keys() & {PROGRESS, OF_SFT}:
+    if not files.keys() & {PROGRESS, *OF_SFT}:
         return "holds the model alone (grpo.save_only_model)"
     return next(_wrong_files(folder, files, hashes), "")
 
@@ -150,7 +156,8 @@ def fingerprint(load: Callable[[str], Split]) -> dict[str, str]:
 def facts(config: Config, load: Callable[[str], Split], made_with: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says besides its files, and a resume is compared with."""
     base = mark_of_base(config.model.name, config.model.revision)
-    return {"config": config.as_dict(), "data": fingerprint(load), "base": base, "made_with": made_with}
+    made = {"made_with": made_with, "processes": processes.count()}
+    return {"config": config.as_dict(), "data": fingerprint(load), "base": base, **made}
 
 
 def mark_of_base(name: str, revision: str | None = None) -> str | None:
@@ -186,6 +193,12 @@ def check_unchanged(checkpoint: Checkpoint, config: Config, data: Mapping[str, s
     if fixed:
         raise UserError(
             f"--resume: {', '.join(fixed)} would change in the middle of a run. Start another one (run.name=NAME)."
+        )
+    trained, now = checkpoint.facts.get("processes", 1), processes.count()
+    if trained != now:
+        raise UserError(
+            f"--resume: {checkpoint.folder} is of {trained} process(es), and now there are {now}: the batch would be "
+            "another. Start as many (torchrun --nproc_per_node)."
         )
     moved = [split for split, told in checkpoint.facts["data"].items() if told != data.get(split)]
     if moved:

@@ -8,15 +8,20 @@ import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
 
+from llm_grpo import processes
 from llm_grpo.errors import UserError
+
+OTHERS_WAIT_S = 3.0
 
 
 def run(main: Callable[[], int]) -> None:
@@ -31,15 +36,24 @@ def run(main: Callable[[], int]) -> None:
     try:
         load_env_file()
         sys.exit(main())
+    except processes.ToldByTheFirst:
+        sys.exit(0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {error}", 2)
     except (OSError, UnicodeError, json.JSONDecodeError) as error:  # a file or folder that cannot be read or written
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {type(error).__name__}: {error}", 2)
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        sys.exit(130)
+        _leave("\nStopped.", 130)
+
+
+def _leave(said: str, code: int) -> NoReturn:
+    """Of several processes the first says it. The others wait: where the first ends too, torchrun ends them meanwhile;
+    where they are still there, it is a fault of their own."""
+    if not processes.is_first():
+        time.sleep(OTHERS_WAIT_S)
+        said = f"process {processes.rank()} of {processes.count()}: {said.strip()}"
+    print(said, file=sys.stderr)
+    sys.exit(code)
 
 
 def load_env_file() -> None:
@@ -67,8 +81,9 @@ def add_overrides(to: argparse.ArgumentParser) -> None:
 
 
 def console() -> Console:
-    """The terminal, where what is printed is text and no markup; a file or a pipe is wide enough for every table."""
-    how = {"highlight": False, "markup": False}
+    """The terminal, where what is printed is text and no markup; a file or a pipe is wide enough for every table. Of
+    several processes the first has it."""
+    how = {"highlight": False, "markup": False, "quiet": not processes.is_first()}
     return Console(**how) if Console().is_terminal else Console(**how, width=120)
 
 

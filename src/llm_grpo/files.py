@@ -1,4 +1,7 @@
-"""How files of ours are written and read: whole or not at all, lines one by one, and what is torn is known as such."""
+"""How files of ours are written and read: whole or not at all, lines one by one, and what is torn is known as such.
+
+Of several processes of a training the first writes, and these functions do nothing in the others.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm_grpo import processes
 from llm_grpo.errors import UserError
 
 # What safetensors says in an error of its own, and torch.save (2.13), which writes on from where it thinks it is.
@@ -33,6 +37,8 @@ def disk_told(folder: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
@@ -76,6 +82,8 @@ def sha256(path: Path) -> str:
 
 def swap_in(draft: Path, folder: Path) -> None:
     """Put a finished folder in the place of another; `restore` undoes what a kill leaves half done."""
+    if not processes.is_first():
+        return
     to_disk(*draft.rglob("*"), draft)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -94,6 +102,8 @@ def restore(folder: Path) -> None:
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One line each; compressed where the name ends in .gz."""
+    if not processes.is_first():
+        return
     with _opened(path, "at") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

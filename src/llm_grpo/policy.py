@@ -30,6 +30,7 @@ import unsloth  # noqa: E402, I001
 if sys.modules.get("vllm._C", unsloth) is None:
     del sys.modules["vllm._C"]
 
+from llm_grpo import processes
 from llm_grpo.config.schema import Config
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
@@ -168,7 +169,10 @@ def learn_in_float32(policy: Policy) -> None:
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
-    """What was learned and the tokenizer, under a temporary name until it is whole."""
+    """What was learned and the tokenizer, under a temporary name until it is whole. Of several processes the first
+    writes."""
+    if not processes.is_first():
+        return
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     write_weights(policy, draft)

@@ -86,12 +86,12 @@ class Run:
         for row in read_jsonl(self.metrics):
             waiting.append(row)
             if len(waiting) == together:
-                rows.append(_mean(waiting))
+                rows.append(mean_of(waiting))
                 waiting = []
             if len(rows) == MOST_STEPS:
-                rows = [_mean(pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+                rows = [mean_of(pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
                 together *= 2
-        return rows + ([_mean(waiting)] if waiting else [])
+        return rows + ([mean_of(waiting)] if waiting else [])
 
     def completion_files(self) -> list[Path]:
         """What is in completions/, by step: one file for each update that generated."""
@@ -147,7 +147,7 @@ class Run:
         return self.best_validation()["step"] if self.chosen_weights() == self.best else last_step(self)
 
 
-def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of each number, over the rows that have it; `step` and `time` are the last."""
     if len(rows) == 1:
         return dict(rows[0])

@@ -10,7 +10,7 @@ from llm_grpo.config.schema import Config
 
 @dataclass(frozen=True)
 class Batch:
-    """How prompts become updates. Counts are for one process (one GPU)."""
+    """How prompts become updates, in all processes together (a process for each GPU)."""
 
     prompts_per_generation: int
     num_generations: int
@@ -23,12 +23,13 @@ class Batch:
     prompts_seen: int | None
 
 
-def explain_batch(config: Config, train_examples: int | None = None) -> Batch:
+def explain_batch(config: Config, train_examples: int | None = None, processes: int = 1) -> Batch:
     """The batch arithmetic of TRL 1.15: a generation batch holds per_device_train_batch_size x steps_per_generation
     completions (steps_per_generation defaults to gradient_accumulation_steps), is used num_iterations times, and
-    an update takes per_device_train_batch_size x gradient_accumulation_steps of them."""
+    an update takes per_device_train_batch_size x gradient_accumulation_steps of them. Several processes have as many
+    each; with processes=1 it is what one card has to hold."""
     grpo = config.grpo
-    micro, accumulation = grpo["per_device_train_batch_size"], grpo["gradient_accumulation_steps"]
+    micro, accumulation = grpo["per_device_train_batch_size"] * processes, grpo["gradient_accumulation_steps"]
     if grpo.get("generation_batch_size"):
         rounds = grpo["generation_batch_size"] // micro
     else:

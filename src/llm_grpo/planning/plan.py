@@ -5,9 +5,10 @@ All of it is arithmetic on the config, the number of training examples and the m
 
 from __future__ import annotations
 
+from llm_grpo import processes
 from llm_grpo.config.schema import Config, ModelSection
 from llm_grpo.errors import UserError
-from llm_grpo.planning.batch import Batch, explain_batch
+from llm_grpo.planning.batch import explain_batch
 from llm_grpo.planning.card import UNKNOWN_SHAPE, memory_rows
 from llm_grpo.planning.duration import time_rows
 from llm_grpo.planning.memory import checkpoint_bytes, completions_bytes, on_gpu
@@ -28,20 +29,22 @@ def check_window(model: ModelSection) -> None:
 
 
 def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]:
-    """(what, how much) rows for a person; `train_examples` is None where the data is not at hand."""
-    batch = explain_batch(config, train_examples)
-    prompts = batch.prompts_per_generation
+    """(what, how much) rows for a person; `train_examples` is None where the data is not at hand. Under a launcher
+    (torchrun src/train.py --dry-run) of all its processes, but for memory and time, which are each card's."""
+    batch = explain_batch(config, train_examples, count := processes.count())
+    prompts, by = batch.prompts_per_generation, f", by {count} processes" if count > 1 else ""
     rows = [
         ("a generation batch", f"{_prompts(prompts)} x {batch.num_generations} generations"
-                               f" = {batch.completions_per_generation} completions{_idle(config, batch)}"),
+                               f" = {batch.completions_per_generation} completions{by}{_idle(config)}"),
         ("an update", f"{_prompts(batch.prompts_per_update)}, {batch.completions_per_update} completions, "
                       f"at most {batch.max_tokens_per_update:,} tokens"),
         ("updates per generation batch", f"{batch.updates_per_generation:g}"),
     ]  # fmt: skip
     if config.sft:
-        solutions = config.sft.steps * config.sft.batch_size
+        together = config.sft.batch_size * count
+        solutions = config.sft.steps * together
         shown = f", {solutions / train_examples:.1f} times the training examples" if train_examples else ""
-        rows.insert(0, ("SFT before it", f"{config.sft.steps} updates of {config.sft.batch_size} solutions{shown}"))
+        rows.insert(0, ("SFT before it", f"{config.sft.steps} updates of {together} solutions{shown}"))
     if batch.updates is not None:
         completions = batch.prompts_seen * batch.num_generations
         rows.append(
@@ -62,9 +65,9 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
     return rows
 
 
-def _idle(config: Config, batch: Batch) -> str:
+def _idle(config: Config) -> str:
     """What to know where vLLM is given too few sequences at once to be busy."""
-    if config.rollouts.engine not in ("unsloth", "vllm") or batch.completions_per_generation >= 32:
+    if config.rollouts.engine not in ("unsloth", "vllm") or explain_batch(config).completions_per_generation >= 32:
         return ""
     return " (few for vLLM: 806 tokens/s with 8 at once, 4,076 with 48, unsloth issue 5123; configs/grpo_64.yaml)"
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llm_grpo import command
+from llm_grpo import command, processes
 from llm_grpo.problems import Prepared
 from llm_grpo.report.tables import harmless
 from llm_grpo.runs import Run
@@ -96,7 +96,9 @@ def try_next(run: Run) -> str:
 
 def again(run: Run) -> str:
     """The command that goes on; without a checkpoint there is nothing to go on from."""
-    command_line = f"{command.python()} src/train.py --config {shlex.quote(str(run.config_file))}"
+    count = processes.count()
+    start = f"torchrun --nproc_per_node {count}" if count > 1 else command.python()
+    command_line = f"{start} src/train.py --config {shlex.quote(str(run.config_file))}"
     if run.last_checkpoint() is None:
         return f"There is no checkpoint yet (grpo.save_steps); begin again with:\n  {command_line} --overwrite"
     return f"Go on with:\n  {command_line} --resume"

@@ -14,6 +14,7 @@ from transformers import Trainer, get_scheduler  # isort: skip
 from transformers.utils import is_liger_kernel_available  # isort: skip
 from trl import GRPOConfig  # isort: skip
 
+from llm_grpo import processes
 from llm_grpo.config.schema import Config
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
@@ -37,8 +38,11 @@ def device_arguments() -> dict[str, bool]:
 
 
 def _stated(config: Config, run: Run, weights: list[float], engine: str) -> dict[str, Any]:
+    # transformers would look through the graph in every step for what a LoRA leaves out; there is nothing.
+    several = {"ddp_find_unused_parameters": False} if processes.count() > 1 else {}
     return {
         **device_arguments(),
+        **several,
         **config.grpo,
         "output_dir": str(run.checkpoints),
         "run_name": config.run.name,

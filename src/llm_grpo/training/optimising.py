@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from llm_grpo import runs
+from llm_grpo import processes, runs
 from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.errors import UserError
 from llm_grpo.files import disk_told, read_json, write_json
@@ -44,9 +44,9 @@ def optimise(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Chec
 def _optimised(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Checkpoint | None) -> Trained:
     if checkpoint is not None:
         load_weights(trainer.policy, checkpoint.folder)
-        runs.forget_after(run, checkpoint)
-        told = read_json(run.progress) or {}
-        concluded = (read_json(run.summary) or {}).get("steps")  # a run that ended early goes on where it was summed up
+        processes.from_first(lambda: runs.forget_after(run, checkpoint))
+        told, summary = processes.from_first(lambda: (read_json(run.progress) or {}, read_json(run.summary) or {}))
+        concluded = summary.get("steps")  # a run that ended early goes on where it was summed up
         early = told.get("ended") and concluded != told["steps"] == checkpoint.step
         if early or checkpoint.finished(trainer.facts["config"]["grpo"]):  # only what follows the training is left
             trainer.finish(checkpoint)

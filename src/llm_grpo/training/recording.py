@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import chain, groupby
 from operator import mul
 from statistics import fmean
 from typing import Any
 
-from llm_grpo import runs
+from llm_grpo import processes, runs
 from llm_grpo.diagnosis.live import KINDS
 from llm_grpo.evaluation.scoring import item
 from llm_grpo.policy import Policy
@@ -45,9 +45,10 @@ def unparsed(tokenizer: Any) -> Iterator[None]:
 
 
 class Recorder:
-    """Called with each generation batch: judges it, writes it to completions/, returns metrics for TRL's log.
+    """Called with each generation batch: judges it, writes it to completions/, returns metrics for TRL's log. Several
+    processes judge their own parts, the first writes all, and the metrics are of all.
 
-    passed: of the newest batch, whether the strict reading called each completion right."""
+    passed: of the newest batch of this process, whether the strict reading called each completion right."""
 
     def __init__(self, task: Task, run: Run, weights: Mapping[str, float]) -> None:
         self.task, self.run, self.weights = task, run, weights
@@ -61,10 +62,11 @@ class Recorder:
         logs: dict[str, Any],
         informative: Sequence[bool],
     ) -> dict[str, float]:
-        """examples: one per completion; logs: TRL's, with its newest rewards and advantages; informative: whether the
-        rewards of a completion's group differ."""
-        rows = self._rows(step, examples, completions, logs)
-        self.passed = [row["strict"] for row in rows]
+        """examples, completions: of this process; logs: TRL's, with the newest rewards and advantages of all processes;
+        informative: of all too, whether the rewards of a completion's group differ."""
+        own = self._rows(step, examples, completions, logs)
+        self.passed = [row["strict"] for row in own]
+        rows = list(chain(*processes.of_all(own)))
         runs.append_jsonl(self.run.completions / f"step_{step:06d}.jsonl.gz", rows)
         return {
             "accuracy": _share(rows, "strict"),
@@ -79,8 +81,8 @@ class Recorder:
         self, step: int, examples: Sequence[Example], completions: Sequence[Completion], logs: dict[str, Any]
     ) -> list[dict[str, Any]]:
         rows = []
-        for index, (example, completion) in enumerate(zip(examples, completions, strict=True)):
-            place = index - len(examples)  # TRL's logs are deques that end with this batch
+        start = (processes.rank() - processes.count()) * len(examples)  # TRL's logs are deques that end with this batch
+        for place, (example, completion) in enumerate(zip(examples, completions, strict=True), start):
             rewards = {name: _number(values[place]) for name, values in logs["rewards"].items()}
             judgement = self.task.judge(completion.answer, example.answer)
             scored = Scored(example, completion, judgement, rewards)

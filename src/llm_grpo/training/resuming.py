@@ -1,5 +1,5 @@
 """A trainer that can be stopped anywhere and goes on as if it had not been: what a checkpoint holds and how it is put
-back. The weights, the optimiser and the schedule are transformers' business; progress.pt is ours.
+back. The weights, the optimiser and the schedule are transformers' business; progress.pt is ours, one for each process.
 
 Two things transformers 5.17 and TRL 1.15 leave out: the generation batch that is being worked through, and what has
 been counted since the last log. And one they get wrong: with a KL term TRL keeps the starting weights as a second
@@ -8,6 +8,7 @@ adapter, both are saved, and what a resume then loads is not what was learned.
 
 from __future__ import annotations
 
+import io
 import random
 import shutil
 import threading
@@ -25,7 +26,7 @@ from transformers.trainer_callback import TrainerState  # isort: skip
 from transformers.trainer import TRAINER_STATE_NAME  # isort: skip
 from trl import GRPOTrainer  # isort: skip
 
-from llm_grpo import checkpoints
+from llm_grpo import checkpoints, processes
 from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.files import swap_in
 from llm_grpo.policy import Policy, write_weights
@@ -87,7 +88,7 @@ class ResumingTrainer(GRPOTrainer):
         if self._kept is None:  # else transformers asks again, at the end of its epoch
             grad_norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
             left = {"grad_norm": grad_norm, "learning_rate": learning_rate, "log": self.control.should_log}
-            self._kept = progress_of(self) | {"step_end": left}
+            self._kept = self._progress({"step_end": left})
             stop.kept()
         if validation.due and self.control.should_training_stop and self.state.global_step < self.state.max_steps:
             if self.control.should_save:  # the resume validates: a stop is not held up by it
@@ -98,7 +99,7 @@ class ResumingTrainer(GRPOTrainer):
             validation.held(self.state, self.control)
             stop.heed(self.control)  # a wish that came meanwhile
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, epoch, *rest, learning_rate=learning_rate)
-        self._kept = progress_of(self)
+        self._kept = self._progress()
 
     @property
     def ended(self) -> bool:
@@ -119,7 +120,7 @@ class ResumingTrainer(GRPOTrainer):
         self.control.should_log, self.control.should_save = left["log"], False
         super()._maybe_log_save_evaluate(self._tr_loss, left["grad_norm"], self.model, None, self.state.epoch, None,
                                          time.time(), learning_rate=left["learning_rate"])  # fmt: skip
-        self._kept = progress_of(self)
+        self._kept = self._progress()
 
     def finish(self, checkpoint: Checkpoint) -> None:
         """Where the checkpoint is of the last step: what a stop left undone of it."""
@@ -134,8 +135,22 @@ class ResumingTrainer(GRPOTrainer):
 
     # Saving
 
+    def _progress(self, left: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The place in the training, with what is left of the step. Of several processes the first has that of `others`
+        too, as bytes: it saves for all, also where they can be asked no more."""
+        own = progress_of(self) | ({} if left is None else {"step_end": left})
+        if processes.count() > 1:
+            torch.save(own, file := io.BytesIO())
+            own["others"] = processes.to_first(file.getvalue())[1:]
+        return own
+
+    def store_flos(self) -> None:
+        """transformers asks all processes here, and the first saves alone."""
+        if processes.count() == 1:
+            super().store_flos()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._write_checkpoint(progress_of(self))
+        self._write_checkpoint(self._progress())
 
     def rescue(self) -> bool:
         """Save the end of the last step, whatever was begun since; True where it is on disk then.
@@ -154,21 +169,39 @@ class ResumingTrainer(GRPOTrainer):
         """As transformers and TRL write it, where no resume looks; sealed, it gets its name, and older ones go."""
         with self._writing:
             self._kept = progress
-            self._write(f"checkpoint-{self.state.global_step}", Path(self.args.output_dir))
+            if processes.is_first() or self._sharded:
+                self._write(f"checkpoint-{self.state.global_step}", Path(self.args.output_dir))
 
     def _write(self, folder: str, run_dir: Path) -> None:
         self._draft = run_dir / ".draft"
-        shutil.rmtree(self._draft, ignore_errors=True)
+        self._forget_draft()
         try:
             super()._save_checkpoint(self.model, None)
-            facts = {**self.facts, "ended": self.ended}
-            checkpoints.seal(self._draft / folder, self.state.global_step, self.state.max_steps, facts)
-            swap_in(self._draft / folder, run_dir / folder)
+            self._wait_where_sharded()
+            if processes.is_first():
+                facts = {**self.facts, "ended": self.ended}
+                checkpoints.seal(self._draft / folder, self.state.global_step, self.state.max_steps, facts)
+                swap_in(self._draft / folder, run_dir / folder)
             self._saved_step = self.state.global_step
         finally:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            self._forget_draft()
             self._draft = None
-        checkpoints.forget_old(run_dir, self.args.save_total_limit)
+        if processes.is_first():
+            checkpoints.forget_old(run_dir, self.args.save_total_limit)
+
+    def _forget_draft(self) -> None:
+        if processes.is_first():
+            shutil.rmtree(self._draft, ignore_errors=True)
+        self._wait_where_sharded()
+
+    @property
+    def _sharded(self) -> bool:
+        """Each process holds a part of the model (FSDP, DeepSpeed), and all write together; else the first writes."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _wait_where_sharded(self) -> None:
+        if self._sharded:
+            processes.of_all(None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._draft) if self._draft else super()._get_output_dir(trial)
@@ -177,7 +210,10 @@ class ResumingTrainer(GRPOTrainer):
         write_weights(self.policy, Path(output_dir or self.args.output_dir))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        torch.save(self._kept, Path(output_dir) / checkpoints.PROGRESS)
+        own = dict(self._kept)
+        for number, other in enumerate(own.pop("others", ()), start=1):
+            Path(output_dir, checkpoints.progress_file(number)).write_bytes(other)
+        torch.save(own, Path(output_dir) / checkpoints.PROGRESS)
 
     # Putting back
 
@@ -188,7 +224,8 @@ class ResumingTrainer(GRPOTrainer):
         """transformers calls this when all else is as it was, and the first batch is at hand."""
         if checkpoint is None:
             return
-        progress = torch.load(Path(checkpoint) / checkpoints.PROGRESS, map_location="cpu", weights_only=True)
+        file = Path(checkpoint) / checkpoints.progress_file(processes.rank())
+        progress = torch.load(file, map_location="cpu", weights_only=True)
         self._tr_loss += progress["loss"].to(self._tr_loss)
         self._buffered_inputs = self._prepare_input(progress["buffer"])
         metrics = self._metrics["train"]

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback  # isort: skip
 from trl import SFTConfig, SFTTrainer  # isort: skip
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # isort: skip
 
-from llm_grpo import checkpoints, runs
+from llm_grpo import checkpoints, processes, runs
 from llm_grpo.answers.thinking import CLOSE
 from llm_grpo.config.schema import Config
 from llm_grpo.environment import made_with
@@ -48,8 +48,13 @@ class Seal(TrainerCallback):
         self.stop.kept()  # from here on transformers' own checkpoint is that of the new weights
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        checkpoints.seal(folder, state.global_step, state.max_steps, self.facts)
+        processes.of_all(None)  # each has written its random state
+        self.seal(args, state)
+
+    def seal(self, args: Any, state: Any) -> None:
+        if processes.is_first():
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoints.seal(folder, state.global_step, state.max_steps, self.facts)
 
 
 def learn_solutions(
@@ -65,7 +70,7 @@ def learn_solutions(
         save_weights(policy, run.warm)  # a kill may have come between checkpoint and this
         return stop
     bar = ProgressBar(console, "SFT", ("loss",))
-    runs.cut_after(run.sft_metrics, done.step if done else 0)
+    processes.from_first(lambda: runs.cut_after(run.sft_metrics, done.step if done else 0))
     rows = list(_rows(policy, task, problems, config.answer_tokens("train")))
     if not rows:
         raise UserError(
@@ -84,13 +89,15 @@ def learn_solutions(
         )
     learn_in_float32(policy)
     trainer.remove_callback(PrinterCallback)
+    if processes.count() > 1:  # it asks all processes, and one may have to save alone
+        trainer.store_flos = lambda: None
 
     def keep() -> None:
         """The end of the last step, where an end that was forced left it in memory alone."""
         step = trainer.state.global_step
-        if step and not (run.sft / f"checkpoint-{step}" / checkpoints.MANIFEST).exists():
+        if processes.is_first() and step and not (run.sft / f"checkpoint-{step}" / checkpoints.MANIFEST).exists():
             trainer._save_checkpoint(trainer.model, None)
-            seal.on_save(trainer.args, trainer.state, trainer.control)
+            seal.seal(trainer.args, trainer.state)
 
     try:
         with stop.listening(keep):

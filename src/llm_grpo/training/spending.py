@@ -10,12 +10,21 @@ if TYPE_CHECKING:
 
 
 class Spending:
-    """Counts of the updates between two lines of metrics.jsonl; of several processes, those of the one that logs."""
+    """Counts of the updates between two lines of metrics.jsonl, of one process."""
 
     def __init__(self) -> None:
         self.groups = self.informative_groups = self.rollouts = 0
         self.tokens_generated = self.tokens_updated = self.positions = self.real = 0
         self.wasted_seconds = self.generation = self.rewards = self.update = 0.0
+
+    @classmethod
+    def of_all(cls, counts: Sequence[dict[str, Any]]) -> Spending:
+        """Of several processes, from the `vars` of each: counts add up, seconds pass in all at once."""
+        together = cls()
+        for name in vars(together):
+            shared = len(counts) if name in (*PHASES, "wasted_seconds") else 1
+            setattr(together, name, sum(count[name] for count in counts) / shared)
+        return together
 
     def took(self, phase: str, seconds: float) -> None:
         """phase: one of PHASES."""

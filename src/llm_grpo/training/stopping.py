@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
+from llm_grpo import processes
+
 # Seconds a step has after a signal. A scheduler's SIGTERM is followed by a kill, after 30 s in Kubernetes and Slurm; a
 # step that takes this long and twice as long as the longest before it hangs (a reward may have minutes for a batch).
 AFTER_SIGNAL_S = 15.0
@@ -61,9 +63,16 @@ class GentleStop(TrainerCallback):
         self._longest_s = max(self._longest_s, time.monotonic() - self._begun)
         self.heed(control)
 
+    def asked(self) -> bool:
+        """Whether a signal came, to whichever of the processes; all come here together, and agree."""
+        heard = [number for number in processes.of_all(self.number) if number is not None]
+        if heard:
+            self.number = heard[0]
+        return bool(heard)
+
     def heed(self, control: Any) -> None:
         """Make a wish to stop the trainer's."""
-        if self.number is not None:
+        if self.asked():
             control.should_training_stop = control.should_save = True
             self._reached.set()
 

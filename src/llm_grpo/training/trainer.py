@@ -16,7 +16,7 @@ import torch  # isort: skip
 from datasets import Dataset  # isort: skip
 from transformers.trainer_callback import PrinterCallback  # isort: skip
 
-from llm_grpo import checkpoints
+from llm_grpo import checkpoints, processes
 from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu, peak_memory_gb
 from llm_grpo.diagnosis import drift
@@ -27,7 +27,7 @@ from llm_grpo.policy import Policy, count_positions_from_mask, is_rewritten, lea
 from llm_grpo.records import Completion, Example, Problem, Reward, Task, columns_of
 from llm_grpo.rollouts.crash import crash_told
 from llm_grpo.rollouts.sampled import sampled_logprobs
-from llm_grpo.runs import Run
+from llm_grpo.runs import Run, mean_of
 from llm_grpo.training import fitting, sharing
 from llm_grpo.training.agreement import SURPRISE, agreement
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
@@ -197,14 +197,15 @@ class RecordingTrainer(ResumingTrainer):
         start = time.perf_counter()
         asked = [{**row, "prompt": list(self.problems[row["problem"]].messages)} for row in inputs]
         output = super()._generate_and_score_completions(asked)
-        extra = agreement(self, output)
+        extra = mean_of(processes.of_all(agreement(self, output)))
         seconds = time.perf_counter() - start
         rows = torch.arange(len(inputs), device=output["advantages"].device)  # of this process; a group may span two
         group = (rows + len(inputs) * self.accelerator.process_index) // self.num_generations
-        output |= {"informative": self._differing()[group]} | ({"group": group} if self.shares else {})
+        differing = self._differing()
+        output |= {"informative": differing[group]} | ({"group": group} if self.shares else {})
         tokens = output["completion_mask"].sum(dim=1)
         self._spending.generated(tokens, output["informative"], self.num_generations, seconds)
-        told = output["informative"].tolist()
+        told = differing.repeat_interleave(self.num_generations).tolist()
         extra |= self._record(self.state.global_step + 1, self._examples(inputs), self._completions, self._logs, told)
         for name, value in extra.items():
             self._metrics["train"][name].append(value)
@@ -214,7 +215,8 @@ class RecordingTrainer(ResumingTrainer):
         metrics = self._metrics["train"]
         if metrics["step_time"]:
             metrics["memory_peak_gb"].append(peak_memory_gb())
-            for name, value in self._spending.metrics(metrics["step_time"]).items():
+            spent = Spending.of_all(processes.of_all(vars(self._spending)))
+            for name, value in spent.metrics(metrics["step_time"]).items():
                 metrics[name].append(value)
             self._spending = Spending()
         surprise = metrics.pop(SURPRISE, [])  # its mean is the entropy, which TRL computes exactly, Unsloth not at all

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from llm_grpo import runs
+from llm_grpo import processes, runs
 from llm_grpo.config.schema import Config
 from llm_grpo.diagnosis.live import CHECKS, Doctor
 from llm_grpo.files import swap_in, write_json
@@ -43,7 +43,9 @@ class Watch:
     report: ReportRefresh
 
     def callbacks(self) -> list[TrainerCallback]:
-        return list(vars(self).values())
+        """All of them in the first process; in the others those that decide how the training goes on."""
+        deciding = [self.stop, self.validation, self.metrics, self.doctor]
+        return list(vars(self).values()) if processes.is_first() else deciding
 
     def say(self, line: str) -> None:
         """A line above the bar."""
@@ -78,7 +80,7 @@ class LiveDoctor(TrainerCallback):
         self.config, self.run, self.console, self.stop = config, run, console, stop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        batch = explain_batch(self.config)
+        batch = explain_batch(self.config, processes=processes.count())
         updates = max(self.STEPS, self.GROUPS / batch.prompts_per_update)
         a_line = max(state.logging_steps, batch.updates_per_generation)  # updates between two lines with a reward
         self.doctor = Doctor(max(1, min(math.ceil(updates / a_line), int(state.max_steps / a_line))))
@@ -86,12 +88,20 @@ class LiveDoctor(TrainerCallback):
             self.doctor.read(row)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        for finding in self.doctor.read({"step": state.global_step, **logs}) if logs and "loss" in logs else ():
+        if logs and "loss" in logs:
+            for why in processes.from_first(lambda: self._told({"step": state.global_step, **logs})):
+                self.stop.end(control, why, HALTED)
+
+    def _told(self, row: dict[str, Any]) -> list[str]:
+        """What is new in a line of the log, told; why the run has to end."""
+        why = []
+        for finding in self.doctor.read(row):
             told = asdict(finding) | {"evidence": self._evidence(finding.name)}
             runs.append_jsonl(self.run.findings, [told])
             say_finding(self.console, told)
             if finding.name in self.config.run.halt_on:
-                self.stop.end(control, f"run.halt_on names {finding.name}. {finding.said}", HALTED)
+                why.append(f"run.halt_on names {finding.name}. {finding.said}")
+        return why
 
     def _evidence(self, name: str) -> list[dict[str, Any]]:
         """Two completions of the newest generation batch, not the same words of one problem if there are others."""
@@ -179,7 +189,7 @@ class Validation(TrainerCallback):
         """The validation that is due, and what follows from it for the training."""
         self.validate(state.global_step)
         if 0 < self.patience <= self.in_vain and state.global_step != state.max_steps:
-            best = f"the best are those of step {self.run.best_validation()['step']}"
+            best = processes.from_first(lambda: f"the best are those of step {self.run.best_validation()['step']}")
             said = f"validation has not risen above {self.highest:.1%} in {self.in_vain} evaluations; {best}"
             self.stop.end(control, f"{said} (evaluation.patience).")
 
@@ -187,12 +197,15 @@ class Validation(TrainerCallback):
         self.in_vain = 0 if accuracy > self.highest else self.in_vain + 1
         self.highest = max(self.highest, accuracy)
 
+    def _is_best(self, report: dict[str, Any]) -> bool:
+        return report["strict_accuracy"] >= self.run.best_validation().get("strict_accuracy", -1)
+
     def validate(self, step: int) -> None:
         start = time.perf_counter()
         report = self.evaluate()
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
         self._count(report["strict_accuracy"])
-        if step and report["strict_accuracy"] >= self.run.best_validation().get("strict_accuracy", -1):
+        if processes.from_first(lambda: step and self._is_best(report)):
             draft = self.run.best.with_name(f".{self.run.best.name}.measured")
             self.save(draft)
             write_json(draft / "validation.json", {"step": step, **report})
