@@ -25,6 +25,10 @@ def missing_for_training(config: Config) -> list[str]:
         return missing
     try:
         choose_engine(config.rollouts.engine, training=config)
+        if config.rollouts.engine == "server":
+            from llm_grpo.rollouts.server import check_server
+
+            check_server(config)
     except UserError as error:
         missing.append(str(error))
     if config.model.load_in_4bit is True and importlib.util.find_spec("bitsandbytes") is None:
