@@ -97,6 +97,8 @@ def _wandb(folder: Path) -> str:
 
 def standby_choice(config: Config) -> dict[str, str]:
     """Unsloth's standby, which it reads from the environment while it is imported: to be called before that."""
+    if config.rollouts.engine == "server" and "model.gpu_memory_utilization" in config.origins:
+        return {"model.gpu_memory_utilization": "not used here: the server's own is said where it is started"}
     if not config.rollouts.standby:
         return {}
     os.environ["UNSLOTH_VLLM_STANDBY"] = "1"

@@ -30,6 +30,11 @@ from llm_grpo.rollouts.vllm import rank_of
 AT_ONCE = 256  # requests, each for the answers to a prompt; vLLM batches what its cards hold
 CONNECT_S, CONTROL_S = 10.0, 60.0  # a connection; anything but an answer of the model
 COMPLETIONS, LOAD, UNLOAD = "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+SEES = (
+    "; it has to see that folder, as rollouts.shared_dir can make sure, and to be started with "
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+)
+NO_WEIGHTS = "doesn't contain tensors"  # what vLLM 0.31 says of an adapter that has settings and nothing else
 START = "src/serve.py --rollouts starts one for a config; a run that has begun goes on with --resume"
 Made = TypeVar("Made")
 
@@ -71,7 +76,8 @@ class Server:
         if answer.status_code != 200:
             told = said.get("error", said) if isinstance(said, dict) else said
             told = told.get("message", told) if isinstance(told, dict) else told
-            raise self.fault(f"refuses {path} ({answer.status_code}: {told})")
+            hint = SEES if (path, answer.status_code) == (LOAD, 404) else ""
+            raise self.fault(f"refuses {path} ({answer.status_code}: {told}){hint}")
         return said
 
     def fault(self, what: str) -> UserError:
@@ -90,13 +96,7 @@ class Server:
 
     def load(self, name: str, folder: Path) -> None:
         """Answer with the adapter in a folder when asked for that name."""
-        try:
-            self.ask(LOAD, {"lora_name": name, "lora_path": str(folder)})
-        except UserError as error:
-            raise UserError(
-                f"{error} It has to see {folder} (rollouts.shared_dir names a folder that both sides see), and to be "
-                "started with --enable-lora, --max-lora-rank of at least lora.r and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."
-            ) from None
+        self.ask(LOAD, {"lora_name": name, "lora_path": str(folder)})
 
     def unload(self, name: str) -> None:
         """Forget an adapter. A server that does not know it has been started again."""
@@ -124,11 +124,14 @@ def check_server(config: Config) -> None:
         served = f"serves {names[1] or names[0]} with a window of {window} tokens"
         raise server.fault(f"{served}; model.name is {model.name}, model.max_seq_length {model.max_seq_length}")
     with tempfile.TemporaryDirectory(prefix=f"{config.run.name}-", dir=shared_folder(config)) as place:
-        name, folder = Path(place).name, Path(place) / "empty"
-        folder.parent.chmod(0o755)
-        _write_empty_adapter(folder, config.lora.r)
-        server.load(name, folder)  # vLLM says its rank only to an adapter that is larger
-        server.unload(name)
+        settings, folder = {"r": config.lora.r, "lora_alpha": 1, "target_modules": []}, Path(place)
+        folder.chmod(0o755)  # the server may run as another user
+        (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        try:  # its rank it tells only to an adapter that is larger, whose settings it reads first
+            server.load(folder.name, folder)
+        except UserError as error:
+            if NO_WEIGHTS not in str(error):
+                raise
 
 
 def _is_one_of(model: str, names: Sequence[str | None]) -> bool:
@@ -136,14 +139,6 @@ def _is_one_of(model: str, names: Sequence[str | None]) -> bool:
     name: `vllm serve PLACE --served-model-name NAME`."""
     folders = [Path(name) for name in names if name and Path(name).is_dir()] if Path(model).is_dir() else []
     return model in names or any(folder.samefile(model) for folder in folders)
-
-
-def _write_empty_adapter(folder: Path, rank: int) -> None:
-    """An adapter of that rank without a weight."""
-    folder.mkdir()
-    settings = {"r": rank, "lora_alpha": rank, "target_modules": []}
-    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
 
 def shared_folder(config: Config, size: int = 0) -> Path:
@@ -176,7 +171,7 @@ class AdapterOnServer:
     def _published(self, weights: Mapping[str, Any]) -> str:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=f"{self.run}-", dir=self.place))
-            self._folder.chmod(0o755)  # the server may run as another user
+            self._folder.chmod(0o755)
             weakref.finalize(self, _forget, self.server, self._loaded, self._folder)
         self.pushed += 1
         name, folder = f"{self._folder.name}-{self.pushed}", self._folder / str(self.pushed)
