@@ -4,9 +4,11 @@
     python src/serve.py --run outputs/demo --gradio
     python src/serve.py --model outputs/demo/merged --port 8001 -- --dtype bfloat16 --max-model-len 128
     python src/serve.py --gradio --url http://127.0.0.1:8000 --run outputs/demo
+    python src/serve.py --rollouts --config configs/grpo.yaml --host 0.0.0.0 -- --tensor-parallel-size 2
 
 A run's adapter and its base are served side by side, each under its own name. What stands behind -- goes to vLLM as it
 is. An API key comes from the environment or .env, as VLLM_API_KEY. Ctrl-C stops everything. Clients: docs/serving.md.
+With --rollouts the base of a config is served to trainings with rollouts.engine=server: docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import tempfile
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +50,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--gradio", action="store_true", help="a chat page too, reasoning and answer apart")
     parser.add_argument("--gradio_port", type=int, default=7860, metavar="PORT", help="default %(default)s")
     parser.add_argument("--url", help="with --gradio: a server that runs already, as http://HOST:PORT")
+    parser.add_argument("--rollouts", action="store_true", help="for trainings of --config with rollouts.engine=server")
+    parser.add_argument("--config", metavar="YAML", help="with --rollouts; section.key=value may follow, before --")
     parser.add_argument("--log", metavar="FILE", help="vLLM's own output (default: RUN/serve-PORT.log)")
     parser.add_argument("vllm", nargs="*", metavar="-- OPTION", help="options of vLLM's server, as they are")
     return parser
@@ -55,6 +61,8 @@ def check(args: argparse.Namespace) -> None:
     """What can be said before anything slow. Raises UserError."""
     from llm_grpo.serving.process import check_address, check_vllm
 
+    args.overrides = list(takewhile(lambda word: not word.startswith("-"), args.vllm)) if args.rollouts else []
+    del args.vllm[: len(args.overrides)]
     if args.vllm and not args.vllm[0].startswith("-"):
         raise UserError(f"'{args.vllm[0]}': name the model with --run, --adapter or --model; vLLM's options follow --.")
     for word in args.vllm:
@@ -63,6 +71,8 @@ def check(args: argparse.Namespace) -> None:
             raise UserError("A key on the command line shows in process lists: set VLLM_API_KEY, or write it to .env.")
         if name in OURS:
             raise UserError(f"{name} behind --: src/serve.py says that to vLLM itself (see --help).")
+    if args.rollouts or args.config:
+        check_rollouts(args)
     if args.gradio:
         from llm_grpo.serving.page import check_gradio
 
@@ -72,30 +82,47 @@ def check(args: argparse.Namespace) -> None:
         if not args.gradio or args.vllm:
             raise UserError("--url is for --gradio alone: a page for a server that runs; vLLM's options are its own.")
         return
-    if not (args.run or args.adapter or args.model):
+    if not (args.run or args.adapter or args.model or args.rollouts):
         raise UserError("Which model? Give --run outputs/NAME, --adapter DIR or --model NAME.")
     check_vllm()
     check_address(args.host, args.port)
 
 
+def check_rollouts(args: argparse.Namespace) -> None:
+    """Whoever reaches such a server can have it read any adapter on its disks. Raises UserError."""
+    from llm_grpo.serving.process import is_loopback
+
+    if not (args.rollouts and args.config) or args.run or args.adapter or args.model or args.gradio or args.url:
+        raise UserError(
+            "--rollouts and --config go together, and without --run, --adapter, --model, --gradio and --url."
+        )
+    if not is_loopback(args.host) and not os.environ.get("VLLM_API_KEY"):
+        raise UserError(
+            f"--rollouts --host {args.host}: set VLLM_API_KEY here and for the training, in .env or before it."
+        )
+
+
 def serve(args: argparse.Namespace) -> int:
     """Start the server, say how to use it, and stay until it ends or somebody stops it."""
+    from llm_grpo.config.loading import load_config
     from llm_grpo.device import has_gpu
-    from llm_grpo.serving.model import served, vllm_words
+    from llm_grpo.serving.model import for_rollouts, served, vllm_words
     from llm_grpo.serving.process import ended, environment, running, url_of, wait_until_ready
 
-    log = Path(args.log) if args.log else Path(args.run or "outputs") / f"serve-{args.port}.log"
     on_gpu, url = has_gpu(), url_of(args.host, args.port)
-    model = served(args, on_gpu)
+    config = load_config(args.config, args.overrides) if args.rollouts else None
+    model = for_rollouts(config, on_gpu) if config else served(args, on_gpu)
+    place = config.run.output_dir if config else args.run or "outputs"
+    log = Path(args.log) if args.log else Path(place) / f"serve-{args.port}.log"
     say_what_starts(model, args, log)
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "chat_template.jinja"
         template.write_text(model.template, encoding="utf-8")
         words = [*vllm_words(model, template, args.host, args.port), *args.vllm]
-        with running(words, environment(on_gpu, os.environ), log) as process:
+        with running(words, environment(on_gpu, os.environ, args.rollouts), log) as process:
             with console.status("vLLM starts ..."):
                 seconds = wait_until_ready(process, url, log)
-            say_how_to_ask(model, url, seconds)
+            say_how_to_train(args, url, seconds) if args.rollouts else say_how_to_ask(model, url, seconds)
             if args.gradio:
                 show_page(args, url, model.opening, model)
             process.wait()
@@ -138,6 +165,12 @@ def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
             "can use the model. Set VLLM_API_KEY, or leave --host away.",
             style="yellow",
         )
+
+
+def say_how_to_train(args: argparse.Namespace, url: str, seconds: float) -> None:
+    words = ["src/train.py", "--config", args.config, *args.overrides, "rollouts.engine=server", f"rollouts.url={url}"]
+    console.print(f"Ready after {seconds:.0f} s at {url}. Ctrl-C stops it. Train with:")
+    console.print(f"{command.python()} {shlex.join(words)}", soft_wrap=True)
 
 
 def say_how_to_ask(model: Served, url: str, seconds: float) -> None:

@@ -137,6 +137,7 @@ OF_THEN = [
     ("grpo: {vllm_sampling_params: {min_p: 0.1}}", "Today this is grpo.temperature, top_p, top_k, min_p", "Unsloth's"),
     ("grpo: {warmup_ratio: 0.1}", "Today this is grpo.warmup_steps, which below 1 is a share", "transformers 4"),
     ("grpo: {use_vllm: true}", "grpo.use_vllm: belongs to rollouts.engine", "TRL's, owned here"),
+    ("grpo: {vllm_server_base_url: http://there:8000}", "belongs to rollouts.url", "TRL's, owned here"),
     ("grpo: {unsloth_num_chunks: -1}", "Leave it away: Unsloth chooses it", "Unsloth's"),
     ("grpo: {max_seq_length: 1024}", "Today this is model.max_seq_length", "another section's"),
     ("model: {name: m, model_name: x}", "model.model_name: unknown key. Today this is model.name", "FastLanguageModel's"),

@@ -38,6 +38,7 @@ def test_the_demo_is_ready() -> None:
         (["model.max_seq_length=110", "prompt.too_long=leave_out"], "prompts", "look", "left out as too long"),
         (["model.max_seq_length=100000"], "model", "fault", "positions for"),
         (["rollouts.engine=unsloth"], "engine", "fault", "NVIDIA GPU"),
+        (["rollouts.engine=server"], "engine", "fault", "rollouts.url"),
         (["rollouts.engine=vllm", "lora.r=600"], "LoRA", "fault", "up to 512"),
         (["run.output_dir=README.md/runs"], "disk", "fault", "cannot be written"),
         (["task.args.train_size=0"], "data", "fault", "train_size"),

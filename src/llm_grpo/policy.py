@@ -116,6 +116,10 @@ def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:
         from llm_grpo.rollouts.unsloth import UnslothEngine
 
         return UnslothEngine(model, tokenizer, thinking)
+    if name == "server":
+        from llm_grpo.rollouts.server import policy_engine
+
+        return policy_engine(model, tokenizer, config)
     from llm_grpo.rollouts.vllm import policy_engine
 
     options = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}

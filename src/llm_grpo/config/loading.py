@@ -86,6 +86,8 @@ def _faults_between(config: Config) -> list[str]:
         faults.append("evaluation.patience: without evaluation.every_steps there is nothing to wait for.")
     if (config.sampling.pass_rates or config.sampling.refill) and not config.sampling.choose:
         faults.append("sampling.pass_rates and sampling.refill need sampling.choose=true.")
+    if config.rollouts.url and config.rollouts.engine != "server":
+        faults.append(f"rollouts.url: rollouts.engine is {config.rollouts.engine} and asks none. Set it to server.")
     if config.lora is None and config.model.load_in_4bit is True:
         faults.append("lora: null trains all weights; 4-bit ones cannot be trained. Set model.load_in_4bit=false.")
     return faults

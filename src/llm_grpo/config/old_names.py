@@ -22,6 +22,7 @@ OWNED_ELSEWHERE = _by_name({
     "logging.report_to": "report_to trackio_space_id",
     "logging.sample_every (every completion is in the run's completions/ anyway)": "log_completions",
     "rollouts.engine": "use_vllm vllm_mode",
+    "rollouts.url": "vllm_server_base_url vllm_server_host vllm_server_port",
     "model.gpu_memory_utilization": "vllm_gpu_memory_utilization",
     "model.max_seq_length": "vllm_max_model_length",
     "the weight of each entry under rewards": "reward_weights",

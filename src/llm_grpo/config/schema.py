@@ -139,7 +139,10 @@ class RewardSpec(Section):
 
 
 class RolloutsSection(Section):
-    engine: Literal["auto", "unsloth", "vllm", "transformers"] = "auto"
+    engine: Literal["auto", "unsloth", "vllm", "transformers", "server"] = "auto"
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None  # server: http://HOST:PORT; docs/scaling.md
+    shared_dir: Place | None = None  # server: where it finds adapters; null: memory of one machine, or run.output_dir
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0  # server: for the answers to a prompt
     skip: Literal[True, False, "auto"] = "auto"  # groups of equal rewards are left out of updates; auto: where exact
     standby: bool = False  # unsloth: lend vLLM's cache memory to the update; Unsloth then sets its share by itself
 

@@ -88,6 +88,11 @@ def _update(config: Config, plan: Memory, gpu: bool) -> str:
 def _generation(config: Config, shape: Shape, plan: Memory, gpu: bool) -> str:
     count, window = explain_batch(config).completions_per_generation, config.model.max_seq_length
     each = f"{cache_values(shape) * (2 if gpu else 4):,} bytes a token"
+    if config.rollouts.engine == "server":
+        there = memory_of(with_engine(config, "vllm"), shape, gpu)
+        weights = _gb(plan.base if in_four_bit(config, gpu) else there.copy)
+        needs = f"{weights} for weights, {_gb(there.cache)} for {count} sequences of {window:,} tokens, {each}"
+        return f"by the server at {config.rollouts.url}, nothing of it here; it needs {needs}"
     if not plan.engine:
         return f"by transformers: {_gb(plan.generation)} for cache and logits, {each}"
     weights = f"a copy of the weights, {_gb(plan.copy)}" if plan.copy else "the same weights"
@@ -102,6 +107,8 @@ def largest(config: Config, shape: Shape, card: float) -> str:
         return "not known: the activations of a mixture of experts are not counted here"
     over = used.at_most - card
     said = "it fits" if over <= 0 else f"does not fit, {_gb(over)} too much: src/doctor.py --fit {card / 1e9:g}GB"
+    if config.rollouts.engine == "server":
+        return said
     each = cache_values(shape) * 2
     room = used.cache if plan.engine else card - (plan.at_most - plan.generation)
     if plan.lent:
@@ -160,6 +167,9 @@ def _choices(config: Config) -> Iterator[tuple[list[str], Config, bool]]:
         words += [f"evaluation.batch_size={answers}"] if answers != config.evaluation.batch_size else []
         model = config.model.model_copy(update={"load_in_4bit": four})
         evaluation = config.evaluation.model_copy(update={"batch_size": answers})
-        engine = config.rollouts.model_copy(update={"engine": engine_of(config, gpu=True)})
-        values = {"grpo": grpo | new, "model": model, "rollouts": engine, "evaluation": evaluation}
-        yield words, config.model_copy(update=values), whole
+        values = {"grpo": grpo | new, "model": model, "evaluation": evaluation}
+        yield words, with_engine(config.model_copy(update=values), engine_of(config, gpu=True)), whole
+
+
+def with_engine(config: Config, engine: str) -> Config:
+    return config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"engine": engine})})

@@ -98,11 +98,11 @@ def engine(config: Config) -> Iterator[Finding]:
     name, reason = choose_engine(config.rollouts.engine, training=config)
     yield Finding("engine", "ok", f"{name}: {reason}")
     four_bit, reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
-    if four_bit and name != "transformers" and has_gpu() and _version("vllm-bnb-plugin") is None:
+    if four_bit and name in ("unsloth", "vllm") and has_gpu() and _version("vllm-bnb-plugin") is None:
         yield Finding("4-bit", "fault", "vLLM reads 4-bit weights by a plugin", "pip install vllm-bnb-plugin")
     else:
         yield Finding("4-bit", "ok", f"{'yes' if four_bit else 'no'}: {reason}")
-    if config.lora and name == "vllm":
+    if config.lora and name in ("vllm", "server"):
         from llm_grpo.rollouts.adapter_sync import vllm_rank
 
         try:

@@ -63,7 +63,7 @@ CARDS = {"T4": (65e12, 0.32e12), "L4": (121e12, 0.3e12), "RTX 4090": (165e12, 1.
 REACHED = (0.4, 0.6)
 # Assumed of vLLM with a LoRA: 806 tokens/s with 8 sequences at once and 4,076 with 48 (unsloth issue 5123) are 10 and
 # 12 ms a token, where reading the weights takes one or two. Measured of transformers on a CPU.
-CALL = {"unsloth": 2.5e-4, "vllm": 2.5e-4, "transformers": 2.5e-4}
+CALL = {"unsloth": 2.5e-4, "vllm": 2.5e-4, "server": 2.5e-4, "transformers": 2.5e-4}
 
 
 def time_rows(config: Config, gpu: bool, updates: int | None) -> list[tuple[str, str]]:

@@ -104,7 +104,8 @@ def memory_of(config: Config, shape: Shape, gpu: bool, card: float | None = None
     copy, cache = (size * whole if engine == "vllm" else 0), batch.completions_per_generation * window
     cache *= cache_values(shape) * size
     generated = max(batch.completions_per_generation, _evaluated(config))
-    by_vllm, share = engine != "transformers", config.model.gpu_memory_utilization
+    by_vllm, share = engine in ("unsloth", "vllm"), config.model.gpu_memory_utilization  # of a server nothing is here
+    each = window * cache_values(shape) * size + 12 * shape["vocab_size"]
     lent = engine == "unsloth" and config.rollouts.standby
     if by_vllm and card and not lent:
         cache = max(share * card - (copy or base) - VLLM_GB * 1e9, 0)
@@ -116,7 +117,7 @@ def memory_of(config: Config, shape: Shape, gpu: bool, card: float | None = None
         gradients=values * TRAINED_BYTES,
         activations=_activations(config, shape, gpu),
         logits=_logits(config, shape, gpu),
-        generation=0 if by_vllm else generated * (window * cache_values(shape) * size + 12 * shape["vocab_size"]),
+        generation=generated * each if engine == "transformers" else 0,
         copy=copy,
         cache=cache if by_vllm else 0,
         lent=lent,

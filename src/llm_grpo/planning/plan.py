@@ -67,7 +67,8 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
 
 def _idle(config: Config) -> str:
     """What to know where vLLM is given too few sequences at once to be busy."""
-    if config.rollouts.engine not in ("unsloth", "vllm") or explain_batch(config).completions_per_generation >= 32:
+    batch = explain_batch(config)
+    if config.rollouts.engine not in ("unsloth", "vllm", "server") or batch.completions_per_generation >= 32:
         return ""
     return " (few for vLLM: 806 tokens/s with 8 at once, 4,076 with 48, unsloth issue 5123; configs/grpo_64.yaml)"
 

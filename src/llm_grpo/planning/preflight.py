@@ -25,6 +25,10 @@ def missing_for_training(config: Config) -> list[str]:
         return missing
     try:
         choose_engine(config.rollouts.engine, training=config)
+        if config.rollouts.engine == "server":
+            from llm_grpo.rollouts.server import check_server
+
+            check_server(config)
     except UserError as error:
         missing.append(str(error))
     if config.model.load_in_4bit is True and importlib.util.find_spec("bitsandbytes") is None:
@@ -93,6 +97,8 @@ def _wandb(folder: Path) -> str:
 
 def standby_choice(config: Config) -> dict[str, str]:
     """Unsloth's standby, which it reads from the environment while it is imported: to be called before that."""
+    if config.rollouts.engine == "server" and "model.gpu_memory_utilization" in config.origins:
+        return {"model.gpu_memory_utilization": "not used here: the server's own is said where it is started"}
     if not config.rollouts.standby:
         return {}
     os.environ["UNSLOTH_VLLM_STANDBY"] = "1"

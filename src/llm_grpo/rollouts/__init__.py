@@ -91,19 +91,25 @@ def missing_here(engine: str) -> list[str]:
 
 def refused(engine: str, training: Config) -> list[str]:
     """What an engine would need of the config, on any machine: only transformers generates from a model that learns
-    with all its weights; Unsloth's vLLM takes no code from a repository, and no revision but the newest."""
+    with all its weights; Unsloth's vLLM takes no code from a repository, and no revision but the newest; a server
+    has a URL."""
     of_unsloth, needs = engine == "unsloth", []
-    if training.lora is None and engine in ("unsloth", "vllm"):
+    if training.lora is None and engine != "transformers":
         needs.append("a LoRA (lora: null trains all weights)")
     if of_unsloth and training.model.trust_remote_code:
         needs.append("a model without code of its own (model.trust_remote_code)")
     if of_unsloth and training.model.revision:
         needs.append("the newest revision (download model.revision, and set model.name to its folder)")
+    if engine == "server" and not training.rollouts.url:
+        needs.append("rollouts.url (http://HOST:PORT of a server that src/serve.py --rollouts started)")
+    if engine == "server" and training.rollouts.standby:
+        needs.append("rollouts.standby=false (the trainer's card holds no cache that could be lent)")
     return needs
 
 
-# In the order of preference, each with the packages it needs.
-ENGINES: dict[str, tuple[str, ...]] = {"unsloth": ("unsloth", "vllm"), "vllm": ("vllm",), "transformers": ()}
+# In the order of preference, each with the packages it needs. `auto` never gets to a server: it has to be named.
+ENGINES: dict[str, tuple[str, ...]] = {"unsloth": ("unsloth", "vllm"), "vllm": ("vllm",), "transformers": (),
+                                        "server": ()}  # fmt: skip
 # Who can answer without the policy in memory: all but Unsloth, whose engine is part of the policy.
 STANDALONE = ("vllm", "transformers")
 

@@ -12,7 +12,7 @@ wrong for a 4-bit base and slow for any. Here the base in vLLM is never touched,
 the base that the trainer has (`dequantise` writes that of a 4-bit policy as 16-bit weights). The importance-sampling
 correction (`GRPOConfig.vllm_importance_sampling_correction`) works as with TRL's own engine: its own seam is used.
 
-Written for TRL 1.15 and vLLM 0.31, one process; SEAM names what of TRL is relied on.
+Written for TRL 1.15 and vLLM 0.31, one process (of several: rollouts/server.py); SEAM names what of TRL is relied on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -99,16 +100,10 @@ class AdapterSync:
     def __init__(self, model: Any, llm: Any, adapter: str = "default") -> None:
         self.model, self.llm, self.adapter, self.pushed, self.request = model, llm, adapter, 0, None
         served_rank(vars(model.peft_config[adapter]))
-        self._folder = tempfile.TemporaryDirectory(prefix="adapter-sync-", dir=_memory_folder(self._size()))
-
-    def _size(self) -> int:
-        """Bytes of one pushed adapter: 0.48 GB for rank 64 on all projections of a 3 B model in float32."""
-        return sum(p.numel() * p.element_size() for name, p in self.model.named_parameters() if "lora_" in name)
+        self._folder = tempfile.TemporaryDirectory(prefix="adapter-sync-", dir=memory_folder(adapter_bytes(model)))
 
     def push(self) -> Any:
         """The LoRARequest to generate with: one file written, one load by vLLM."""
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
         if self.pushed:  # first, so that there is never more than one in memory
@@ -116,15 +111,33 @@ class AdapterSync:
             shutil.rmtree(Path(self._folder.name) / str(self.pushed), ignore_errors=True)
         self.pushed += 1
         folder = Path(self._folder.name) / str(self.pushed)
-        folder.mkdir()
-        weights = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()},
-                  folder / "adapter_model.safetensors")  # fmt: skip
-        self.model.peft_config[self.adapter].save_pretrained(str(folder))
+        write_adapter(adapter_weights(self.model, self.adapter), self.model.peft_config[self.adapter], folder)
         request = LoRARequest(f"policy-{self.pushed}", self.pushed, str(folder))
         self.llm.llm_engine.add_lora(request)  # now, so that a fault is told here and the time is the sync's
         self.request = request
         return request
+
+
+def adapter_bytes(model: Any) -> int:
+    """Of one pushed adapter: 0.48 GB for rank 64 on all projections of a 3 B model in float32."""
+    return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+
+
+def adapter_weights(model: Any, adapter: str = "default") -> dict[str, torch.Tensor]:
+    """A PEFT model's LoRA by its names in a file, whole. Of a sharded model (FSDP2) all processes ask together."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach() for name, t in found.items()}
+
+
+def write_adapter(weights: Mapping[str, torch.Tensor], settings: Any, folder: Path) -> None:
+    """An adapter's two files in a new folder. settings: PEFT's config of it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
+    settings.save_pretrained(str(folder))
 
 
 class VLLMRollouts:
@@ -136,7 +149,7 @@ class VLLMRollouts:
 
     def sync_weights(self) -> None:
         """TRL calls this before the first generation after an optimiser step."""
-        self.sync.push()
+        timed_push(self)
 
     def generate(
         self, prompts: Sequence[list[int]], images: Any, num_generations: int, profiler: Any
@@ -175,9 +188,7 @@ class VLLMRollouts:
             "detokenize": False,
             **(getattr(arguments, "generation_kwargs", None) or {}),
         }
-        step = self.trainer.state.global_step
-        self._turn = (step, self._turn[1] + 1 if self._turn[0] == step else 0)
-        first = first_seed(None if self.seed is None else (self.seed, *self._turn))
+        first = next_seed(self)
         return [SamplingParams(**settings, seed=first + index) for index in range(count)]
 
 
@@ -187,16 +198,35 @@ def generate_with_vllm(trainer: Any, sync: AdapterSync, seed: int | None = None)
     seed: makes the rollouts repeatable; None draws anew each time. Raises RuntimeError where this TRL has another seam,
     or where there are several processes, which would all draw the same.
     """
+    put_into(trainer, VLLMRollouts(trainer, sync, seed))
+    if trainer.accelerator.num_processes > 1:
+        raise RuntimeError("generate_with_vllm is for one process; several generate through a server.")
+
+
+def put_into(trainer: Any, rollouts: Any) -> None:
+    """Make them what the trainer generates with. Raises RuntimeError where this TRL has another seam."""
     turns = [vars(kind).get("_generate_single_turn") for kind in type(trainer).__mro__]
     source = "".join(inspect.getsource(turn) for turn in turns if turn is not None)
     missing = [name for name in SEAM if f"self.{name}" not in source]
     if missing:
         raise RuntimeError(f"This version of TRL has no self.{', self.'.join(missing)}; TRL 1.15 is the one that fits.")
-    if trainer.accelerator.num_processes > 1:
-        raise RuntimeError("generate_with_vllm is for one process; use TRL's vLLM server for several.")
-    trainer.use_vllm = True
-    trainer.vllm_generation = VLLMRollouts(trainer, sync, seed)
+    trainer.use_vllm, trainer.vllm_generation = True, rollouts
     trainer._last_loaded_step = -1  # so that the first generation syncs
+
+
+def timed_push(rollouts: Any) -> None:
+    """A sync of `rollouts.sync`; its seconds stand among the trainer's metrics of the step."""
+    start = time.perf_counter()
+    rollouts.sync.push()
+    rollouts.trainer._metrics["train"]["seconds/generation/sync"].append(time.perf_counter() - start)
+
+
+def next_seed(rollouts: Any) -> int:
+    """For the first completion of the next generation batch: of the run's seed (None: drawn anew), the optimiser step,
+    and how many batches there were at it, which `rollouts._turn` keeps."""
+    step = rollouts.trainer.state.global_step
+    rollouts._turn = (step, rollouts._turn[1] + 1 if rollouts._turn[0] == step else 0)
+    return first_seed(None if rollouts.seed is None else (rollouts.seed, *rollouts._turn))
 
 
 def first_seed(of: tuple[int, ...] | None) -> int:
@@ -205,7 +235,7 @@ def first_seed(of: tuple[int, ...] | None) -> int:
     return random.SystemRandom().getrandbits(48) if of is None else random.Random(repr(of)).getrandbits(48)
 
 
-def _memory_folder(size: int) -> str | None:
+def memory_folder(size: int) -> str | None:
     """/dev/shm where it has room for an adapter of so many bytes (a container's may hold only 64 MB), else None."""
     shared = Path("/dev/shm")
     roomy = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 2 * size

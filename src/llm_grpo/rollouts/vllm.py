@@ -64,7 +64,7 @@ def policy_engine(
 
     A 4-bit model is answered for from its own weights, dequantised once. options go to vllm.LLM. Raises UserError.
     """
-    rank = _rank(vars(model.peft_config["default"]))
+    rank = rank_of(vars(model.peft_config["default"]))
     if not any(getattr(parameter, "quant_state", None) for parameter in model.parameters()):
         llm = _open(base, rank, window, options)
         return VLLMEngine(llm, tokenizer, AdapterSync(model, llm), thinking)
@@ -82,14 +82,15 @@ def load_engine(
     from vllm.lora.request import LoRARequest
 
     trust = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
-    rank = _rank(adapter_settings(adapter)) if adapter else None
+    rank = rank_of(adapter_settings(adapter)) if adapter else None
     llm = _open(model_name, rank, window, options)
     tokenizer, _ = load_tokenizer(model_name, adapter, prompt, **trust)
     lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
     return VLLMEngine(llm, tokenizer, lora, prompt.thinking if prompt else "answer")
 
 
-def _rank(adapter: Mapping[str, Any]) -> int:
+def rank_of(adapter: Mapping[str, Any]) -> int:
+    """The rank vLLM needs for it. Raises UserError where vLLM cannot serve it."""
     try:
         return served_rank(adapter)
     except ValueError as error:

@@ -67,6 +67,31 @@ def served(args: argparse.Namespace, on_gpu: bool) -> Served:
     )
 
 
+def for_rollouts(config: Config, on_gpu: bool) -> Served:
+    """The base of a training, ready for the adapters it sends (rollouts/server.py). Raises UserError where vLLM could
+    not generate for it."""
+    from llm_grpo.device import compute_dtype
+    from llm_grpo.rollouts import CPU_LORA, choose_four_bit
+    from llm_grpo.rollouts.loading import load_tokenizer
+    from llm_grpo.rollouts.vllm import rank_of
+
+    if config.lora is None:
+        raise UserError("lora: null trains all weights, and a server for rollouts is sent adapters alone.")
+    if not on_gpu and choose_four_bit(config.model.load_in_4bit)[0]:
+        raise UserError(
+            "model.load_in_4bit is true, and vLLM has no 4-bit weights on a CPU: it would draw from another base than "
+            "the one that learns. Set model.load_in_4bit=false, or rollouts.engine=vllm."
+        )
+    options, choices = _base_options(config.model.name, config, on_gpu, of_training=True)
+    options |= {"enable_lora": True, "max_lora_rank": rank_of({"r": config.lora.r}), "max_loras": 1}
+    options |= {"dtype": compute_dtype()[0], "logprobs_mode": "processed_logprobs", "api_server_count": 1}
+    if not on_gpu:
+        options |= {"worker_extension_cls": CPU_LORA, "block_size": 32}  # as adapter_sync.open_vllm
+    base, trust = options.pop("model"), {name: options.get(name) for name in ("revision", "trust_remote_code")}
+    tokenizer, _ = load_tokenizer(base, None, config.prompt, **trust)
+    return Served(base, None, (base,), tokenizer.get_chat_template(), (), tuple(_words(options)), choices)
+
+
 def vllm_words(model: Served, template_file: Path, host: str, port: int) -> list[str]:
     """The command line of vLLM's server; later words of the user's replace them."""
     return [

@@ -72,9 +72,11 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def environment(on_gpu: bool, given: Mapping[str, str]) -> dict[str, str]:
+def environment(on_gpu: bool, given: Mapping[str, str], for_rollouts: bool = False) -> dict[str, str]:
     """The server's variables: the caller's, and what is not said there."""
     defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if for_rollouts:  # adapters come over HTTP; FlashInfer's sampler knows no seed of a request's own, which ours have
+        defaults |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if not on_gpu:
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; vLLM's default is half of the memory
     source = Path(__file__).parents[2]  # for llm_grpo.serving.access, which vLLM imports by name

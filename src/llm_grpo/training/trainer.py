@@ -282,6 +282,10 @@ def build_trainer(
         from llm_grpo.rollouts.adapter_sync import generate_with_vllm
 
         generate_with_vllm(trainer, policy.engine.adapter, config.run.seed)
+    if policy.engine.name == "server":
+        from llm_grpo.training.from_server import generate_with_server
+
+        generate_with_server(trainer, policy.engine, config.run.seed)
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     watch.validation.metrics = trainer._metrics["train"]
     trainer.watch = watch
