@@ -107,9 +107,16 @@ def test_the_head_is_plain_torch_in_float64(monkeypatch: pytest.MonkeyPatch, how
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_the_update_without_unsloth() -> None:
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """(a folder with what one process made of given completions, how tests/rehearsal/plain_loader.py ended)."""
+    folder = tmp_path_factory.mktemp("given")
     how = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = run_script("-m", "pytest", *how, "tests/rehearsal/plain_loader.py", WITHOUT_UNSLOTH="1")
+    return folder, run_script("-m", "pytest", *how, "tests/rehearsal/plain_loader.py", WITHOUT_UNSLOTH=str(folder))
+
+
+def test_the_update_without_unsloth(given: tuple[Path, subprocess.CompletedProcess]) -> None:
+    done = given[1]
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
 
@@ -130,25 +137,20 @@ def _said(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def launched(folder: Path, processes: int, environment: dict[str, str], *overrides: str) -> dict:
-    """What tests/rehearsal/sharded.py found in so many processes."""
-    how = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", 0] if processes > 1 else []
-    done = run_script(*how, "tests/rehearsal/sharded.py", folder, *overrides, **environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return json.loads((folder / f"{processes}.json").read_text())
-
-
-def test_a_policy_in_pieces_is_the_same_run(tmp_path: Path) -> None:
-    """Two processes with half of the batch each, under the shipped accelerate file, and rows that teach nothing left
-    out; the adapter is gathered, saved as any other, and put back into the pieces."""
-    file = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp2.yaml").read_text())
+def test_a_policy_in_pieces_is_the_same_run(given: tuple[Path, subprocess.CompletedProcess]) -> None:
+    """Two processes with half of the batch each, in two micro-batches, under the shipped accelerate file, and rows that
+    teach nothing left out; the adapter is gathered, saved as any other, and put back into the pieces."""
+    file, folder = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp2.yaml").read_text()), given[0]
     environment = {name.upper(): _said(value) for name, value in file["fsdp_config"].items()}
-    cut, whole = launched(tmp_path, 2, FSDP | environment), launched(tmp_path, 1, {})
+    how = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    done = run_script(*how, "tests/rehearsal/sharded.py", folder, **FSDP, **environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    cut, whole = (json.loads((folder / f"{processes}.json").read_text()) for processes in (2, 1))
     assert cut["cut"] == cut["of"] > 0 and cut["local_share"] == pytest.approx(0.5, abs=0.02) and whole["cut"] == 0
     assert cut["skip"] and whole["skip"]
     for row, other in zip(cut["steps"], whole["steps"], strict=True):
         assert row == pytest.approx(other, rel=1e-5, abs=1e-7)
-    mine, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("2", "1"))
+    mine, theirs = (load_file(folder / name / "adapter_model.safetensors") for name in ("2", "1"))
     assert mine.keys() == theirs.keys() and any(value.any() for name, value in theirs.items() if "lora_B" in name)
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, rtol=0, atol=1e-6)

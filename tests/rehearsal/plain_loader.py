@@ -3,11 +3,13 @@ PEFT, under the contract of the house, and a few steps of it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sharded
 import torch
 from test_training import trained
 from test_verification import ACCUMULATED, LEVELS, build, one_thread, tiny  # noqa: F401  (fixtures)
@@ -58,3 +60,10 @@ def test_a_few_steps_are_recorded_and_put_back(tmp_path: Path, overrides: list[s
         for value in learns.values():
             value.add_(1.0)
     load_weights(policy, tmp_path / "saved")  # raises where the policy does not hold them then
+
+
+def test_completions_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two processes are compared with (tests/test_loader.py)."""
+    for where, name in ((sharded.policies, "choose_engine"), (sharded.RecordingTrainer, "_generate_single_turn")):
+        monkeypatch.setattr(where, name, getattr(where, name))  # put back after
+    sharded.main(Path(os.environ["WITHOUT_UNSLOTH"]))
