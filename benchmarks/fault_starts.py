@@ -31,8 +31,9 @@ SMALL = (
 )
 POLL_S = 0.002  # between two looks
 DISK_MB = 96
-WARM = ["llm_grpo.training.optimising", "llm_grpo.evaluation.scoring", "llm_grpo.report.page", "llm_grpo.export",
-        "llm_grpo.export.proof", "llm_grpo.export.push", "matplotlib.pyplot", "train", "merge"]  # fmt: skip
+WARM = ["llm_grpo.loaders.unsloth", "llm_grpo.training.optimising", "llm_grpo.evaluation.scoring",
+        "llm_grpo.report.page", "llm_grpo.export", "llm_grpo.export.proof", "llm_grpo.export.push",
+        "matplotlib.pyplot", "train", "merge"]  # fmt: skip
 
 
 class Bench:

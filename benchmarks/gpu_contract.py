@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from llm_grpo import policy as policies  # noqa: E402, I001  (unsloth first)
+import llm_grpo.loaders.unsloth  # noqa: E402, F401, I001  (first)
+from llm_grpo import policy as policies  # noqa: E402
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 

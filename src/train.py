@@ -114,6 +114,9 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     choices |= logging_choice(config, run.folder)
     console.print(f"Run {run.folder}: loading {config.model.name} ...")
     with command.library_output_in(run.log):
+        from llm_grpo.loaders import bring_loader
+
+        bring_loader(config)
         from llm_grpo.device import hardware
         from llm_grpo.policy import load_policy, load_weights, save_weights
         from llm_grpo.report.curves import draw

@@ -15,7 +15,8 @@ os.environ.pop("LLM_GRPO_DATA", None) if not Path(os.environ.get("LLM_GRPO_DATA"
 for name in ("MODEL_NAME", "OUTPUT_DIR", "RUN_NAME", "WANDB_API_KEY", "HF_TOKEN"):
     os.environ.pop(name, None)
 
-import llm_grpo.policy  # noqa: E402, F401  (unsloth has to come before trl, transformers and peft, in this process too)
+if "WITHOUT_UNSLOTH" not in os.environ:  # tests/rehearsal/plain_loader.py
+    import llm_grpo.loaders.unsloth  # noqa: F401  (it has to come before trl, transformers and peft, in this process too)
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny_qwen2"

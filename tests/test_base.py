@@ -11,10 +11,11 @@ import pytest
 from conftest import ROOT, TINY
 from transformers import AutoTokenizer, GenerationConfig
 
-from llm_grpo import policy
 from llm_grpo.config.loading import load_config
 from llm_grpo.errors import UserError
+from llm_grpo.loaders import unsloth as loading
 from llm_grpo.planning.plan import check_window
+from llm_grpo.policy import load_policy
 from llm_grpo.rollouts import choose_engine, refused
 from llm_grpo.rollouts.endings import end_as_the_base_says, pad_with_no_end
 
@@ -90,10 +91,10 @@ def test_the_base_that_is_named_is_the_one_that_is_loaded(monkeypatch: pytest.Mo
             asked.update(options)
             raise NotImplementedError("Fast inference does not yet work with automatic RoPE Scaling.")
 
-    monkeypatch.setattr(policy.unsloth, "FastLanguageModel", Loader)
+    monkeypatch.setattr(loading.unsloth, "FastLanguageModel", Loader)
     config = load_config(ROOT / "configs" / "demo.yaml", ["model.revision=abc"], environment={})
     with pytest.raises(UserError, match="cannot load .*RoPE"):
-        policy.load_policy(config)
+        load_policy(config)
     assert asked["use_exact_model_name"] is True
     assert (asked["model_name"], asked["revision"]) == (config.model.name, "abc")
 

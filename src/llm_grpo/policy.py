@@ -1,15 +1,11 @@
-"""The trainable model: Unsloth's FastLanguageModel with a LoRA, or all of it. The only module that imports unsloth.
-
-Import it before trl, transformers and peft, always: Unsloth patches them while it is imported (and without it TRL
-1.15 has no language-model head for a CPU).
-"""
+"""The trainable model: what a loader makes of the base (loaders/), with a LoRA, or all of it; saved and put back."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -18,27 +14,15 @@ from typing import Any
 
 import torch
 
-if not torch.cuda.is_available():
-    # Inductor spends 5 to 20 s a step compiling layers on a CPU; a small model never earns that back.
-    os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
-    # Unsloth loads vLLM's extension to see whether it is broken. That of the CPU build is for AVX-512 with bfloat16 and
-    # ends the process on any other CPU ("Illegal instruction"); vLLM itself takes the one of its three that fits.
-    sys.modules.setdefault("vllm._C", None)
-
-import unsloth  # noqa: E402, I001
-
-if sys.modules.get("vllm._C", unsloth) is None:
-    del sys.modules["vllm._C"]
-
 from llm_grpo import processes
 from llm_grpo.config.schema import Config
 from llm_grpo.device import compute_dtype, has_gpu
 from llm_grpo.errors import UserError
 from llm_grpo.files import swap_in
+from llm_grpo.loaders import bring_loader, choose_loader
 from llm_grpo.prompts import prepare_tokenizer
 from llm_grpo.rollouts import Engine, choose_engine, choose_four_bit
 from llm_grpo.rollouts.endings import end_as_the_base_says, pad_with_no_end
-from llm_grpo.rollouts.transformers import TransformersEngine
 
 
 @dataclass(frozen=True)
@@ -53,20 +37,24 @@ class Policy:
 
 def load_policy(config: Config) -> Policy:
     """The base model in 4-bit or in float32 (CPU), bfloat16 or float16 (GPU), with a fresh LoRA; all of it in float32
-    where `lora` is null.
+    where `lora` is null. Whoever imports trl, transformers or peft before asks `bring_loader` first.
 
     Raises UserError where the config asks for what cannot be had here.
     """
     engine, reason = choose_engine(config.rollouts.engine, training=config)
     dtype, dtype_reason = compute_dtype()
     four_bit, four_bit_reason = choose_four_bit(config.model.load_in_4bit, config.lora is not None)
-    model, tokenizer = _loaded(config, engine, getattr(torch, dtype), four_bit)
+    loader, loader_reason = choose_loader(config)
+    loaded_by = bring_loader(config)
+    model, tokenizer = loaded_by.load(config, engine, getattr(torch, dtype), four_bit)
     _check_quantisation(model, four_bit)
     count_positions_from_mask(model)
     end_as_the_base_says(model, tokenizer, config.model.name, config.model.revision)
     pad_with_no_end(model, tokenizer, required=is_rewritten())
-    model = _with_lora(model, config) if config.lora else model
+    if config.lora:
+        model = loaded_by.with_lora(model, config, _targets(model, config.lora.target_modules))
     choices = {
+        "model.loader": f"{loader}: {loader_reason}",
         "rollouts.engine": f"{engine}: {reason}",
         "dtype": f"{dtype}: {dtype_reason}",
         "model.load_in_4bit": f"{str(four_bit).lower()}: {four_bit_reason}",
@@ -75,34 +63,8 @@ def load_policy(config: Config) -> Policy:
     return Policy(model, tokenizer, _engine(engine, model, tokenizer, config), choices)
 
 
-def _loaded(config: Config, engine: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, Any]:
-    fast, whole = {}, {}
-    if engine == "unsloth":
-        memory = config.model.gpu_memory_utilization
-        fast = {"fast_inference": True, "max_lora_rank": config.lora.r, "gpu_memory_utilization": memory}
-    if config.lora is None:  # in float32 on every device: in bfloat16 a step of 1e-6 rounds away
-        whole = {"full_finetuning": True} | ({"float32_mixed_precision": True} if has_gpu() else {})
-    try:
-        return unsloth.FastLanguageModel.from_pretrained(
-            model_name=config.model.name,
-            # Else Unsloth takes a 4-bit copy of its own of a model that it knows, some layers of it in 16 bit: infer,
-            # eval and merge would work on another base than the one that was trained on, and a revision is dropped.
-            use_exact_model_name=True,
-            revision=config.model.revision,
-            max_seq_length=config.model.max_seq_length,
-            dtype=dtype,
-            load_in_4bit=four_bit,
-            trust_remote_code=config.model.trust_remote_code,
-            use_gradient_checkpointing=_checkpointing(config),
-            **fast,
-            **whole,
-        )
-    except NotImplementedError as error:
-        raise UserError(f"Unsloth cannot load {config.model.name} with these settings: {error}") from error
-
-
 def is_rewritten() -> bool:
-    """Whether `trl.GRPOTrainer` is the one that Unsloth generates, as on every GPU."""
+    """Whether `trl.GRPOTrainer` is the one that Unsloth generates, as on every GPU that it is imported on."""
     import trl
 
     return not trl.GRPOTrainer.__module__.startswith("trl.")
@@ -111,6 +73,8 @@ def is_rewritten() -> bool:
 def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:
     thinking = config.prompt.thinking
     if name == "transformers":
+        from llm_grpo.rollouts.transformers import TransformersEngine
+
         return TransformersEngine(model, tokenizer, config.evaluation.batch_size, thinking)
     if name == "unsloth":
         from llm_grpo.rollouts.unsloth import UnslothEngine
@@ -125,18 +89,6 @@ def _engine(name: str, model: Any, tokenizer: Any, config: Config) -> Engine:
     options = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
     options |= {"gpu_memory_utilization": config.model.gpu_memory_utilization, "seed": config.run.seed}
     return policy_engine(model, tokenizer, config.model.name, config.model.max_seq_length, thinking, **options)
-
-
-def _with_lora(model: Any, config: Config) -> Any:
-    return unsloth.FastLanguageModel.get_peft_model(
-        model,
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=_targets(model, config.lora.target_modules),
-        use_gradient_checkpointing=_checkpointing(config),
-        random_state=config.run.seed,
-    )
 
 
 def count_positions_from_mask(model: Any) -> None:
@@ -165,34 +117,38 @@ def _with_positions(
 
 
 def learn_in_float32(policy: Policy) -> None:
-    """On a CPU TRL's trainers cast the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights
+    """Stock TRL's trainers cast the LoRA of a 4-bit model to bfloat16, where a step of 5e-6 moves 2 % of the weights
     and leaves the rest as they were; on a GPU Unsloth takes that cast out (docs/correctness.md)."""
-    for parameter in policy.model.parameters() if not has_gpu() else ():
+    for parameter in policy.model.parameters() if not (has_gpu() and is_rewritten()) else ():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
-    """What was learned and the tokenizer, under a temporary name until it is whole. Of several processes the first
-    writes."""
-    if not processes.is_first():
-        return
+    """What was learned and the tokenizer, under a temporary name until it is whole. By all processes, as below."""
     draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    if processes.is_first():
+        shutil.rmtree(draft, ignore_errors=True)
     write_weights(policy, draft)
-    swap_in(draft, folder)
+    if processes.is_first():
+        swap_in(draft, folder)
 
 
 def write_weights(policy: Policy, folder: Path) -> None:
-    """The LoRA or the whole model, and the tokenizer, as files in a folder."""
-    # With beta > 0 TRL keeps the starting weights as a second adapter, "ref"; it is no part of the result.
-    only = {"selected_adapters": ["default"]} if hasattr(policy.model, "peft_config") else {}
-    policy.model.save_pretrained(str(folder), **only)
-    policy.tokenizer.save_pretrained(str(folder))
+    """The LoRA or the whole model, and the tokenizer, as files in a folder. The first process writes; where the model
+    is sharded all have to call this, since each holds a part of what is written."""
+    with _gathered(policy.model):
+        tensors = _tensors(policy.model)
+        if processes.is_first():
+            # With beta > 0 TRL keeps the starting weights as a second adapter, "ref"; it is no part of the result.
+            only = {"selected_adapters": ["default"]} if hasattr(policy.model, "peft_config") else {}
+            policy.model.save_pretrained(str(folder), state_dict=tensors, **only)
+            policy.tokenizer.save_pretrained(str(folder))
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put saved weights, of the kind the policy learns, into it, in place; and see that it holds them.
+    """Put saved weights, of the kind the policy learns, into it, in place; and see that it holds them. By all processes
+    where the model is sharded.
 
     Raises UserError where a file is torn or of another kind, something that is trained is in no file, or the policy
     holds other values than the files after all.
@@ -203,8 +159,8 @@ def load_weights(policy: Policy, folder: Path) -> None:
 
     model = policy.model
     if hasattr(model, "peft_config"):
-        held, load = partial(get_peft_model_state_dict, model, save_embedding_layers=False), set_peft_model_state_dict
-        missing = set(held())
+        held = lambda: get_peft_model_state_dict(model, _tensors(model), save_embedding_layers=False)  # noqa: E731
+        load, missing = set_peft_model_state_dict, set(held())
     else:
         held, load = model.state_dict, partial(type(model).load_state_dict, strict=False)
         missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -214,16 +170,35 @@ def load_weights(policy: Policy, folder: Path) -> None:
             saved = load_file(file)
         except SafetensorError as error:
             raise UserError(f"{file} cannot be read ({error}). Without {folder} others are used.") from error
-        wrong |= set(load(model, saved).unexpected_keys)
-        wrong |= {n for n, value in held().items() if n in saved and not torch.equal(value, saved[n].to(value))}
+        with _gathered(model):
+            wrong |= set(load(model, saved).unexpected_keys)
+            wrong |= {n for n, value in held().items() if n in saved and not torch.equal(value, saved[n].to(value))}
         missing -= saved.keys()
     if wrong or missing:
         fault = "is not held by the policy after loading" if wrong else "is trained, and in none of its files"
         raise UserError(f"{folder}: {min(wrong or missing)} {fault}. Nothing was overwritten.")
 
 
-def _checkpointing(config: Config) -> str | bool:
-    return "unsloth" if config.grpo["gradient_checkpointing"] and has_gpu() else False
+
+def _tensors(model: Any) -> dict[str, Any]:
+    """The model's tensors by name. A LoRA's that FSDP2 has cut are put together, which all processes have to ask for;
+    its base stays in pieces."""
+    tensors = model.state_dict()
+    pieces = {name: value for name, value in tensors.items() if ".lora_" in name and hasattr(value, "full_tensor")}
+    return tensors | {name: value.full_tensor() for name, value in pieces.items()}
+
+
+@contextmanager
+def _gathered(model: Any) -> Iterator[None]:
+    """The same for DeepSpeed's ZeRO-3, while this lasts; what is changed meanwhile is cut again. (Not tried.)"""
+    pieces = [value for value in model.parameters() if value.requires_grad and hasattr(value, "ds_id")]
+    if not pieces:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(pieces, modifier_rank=0):
+        yield
 
 
 def _check_quantisation(model: Any, wanted: bool) -> None:

@@ -16,10 +16,10 @@ import unsloth.kernels.rms_layernorm
 import unsloth.models.llama as llama
 from unsloth.models.rl import PatchFastRL
 
-from llm_grpo import policy
+from llm_grpo.loaders import unsloth as loading
 
 
-class OnTheCPU(policy.unsloth.FastLanguageModel):
+class OnTheCPU(loading.unsloth.FastLanguageModel):
     @staticmethod
     def from_pretrained(*args: Any, **options: Any) -> tuple[Any, Any]:
         return loader.from_pretrained(*args, **{**options, "device_map": {"": "cpu"}})
@@ -37,8 +37,8 @@ def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
     return tuple(x * cos + torch.cat((-x.chunk(2, -1)[1], x.chunk(2, -1)[0]), -1) * sin for x in (q, k))
 
 
-loader = policy.unsloth.FastLanguageModel
-policy.unsloth.FastLanguageModel = OnTheCPU
+loader = loading.unsloth.FastLanguageModel
+loading.unsloth.FastLanguageModel = OnTheCPU
 os.environ["UNSLOTH_ALLOW_CPU"] = "0"  # which would spare TRL the rewriting
 PatchFastRL()
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"

@@ -11,7 +11,7 @@ from typing import Any
 
 assert os.environ.get("UNSLOTH_ALLOW_CPU") == "1", "start this by tests/test_rewritten_trainer.py"
 
-from llm_grpo import policy  # noqa: E402, I001  (unsloth first)
+from llm_grpo.loaders import unsloth as loading  # noqa: E402, I001  (first)
 from unsloth.models.rl import PatchFastRL  # noqa: E402
 from unsloth_zoo.cpu import FastCPUModel  # noqa: E402
 
@@ -35,4 +35,4 @@ class InFloat32(FastCPUModel):
 os.environ["UNSLOTH_ALLOW_CPU"] = "0"  # which would spare TRL the rewriting
 PatchFastRL()
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-policy.unsloth.FastLanguageModel = InFloat32
+loading.unsloth.FastLanguageModel = InFloat32

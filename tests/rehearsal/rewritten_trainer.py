@@ -100,7 +100,7 @@ def test_what_is_asked_for_is_held(tmp_path: Path) -> None:
 
 
 def test_unsloth_would_take_another_base() -> None:
-    """Why policy.py says use_exact_model_name."""
+    """Why loaders/unsloth.py says use_exact_model_name."""
     from unsloth.models.loader_utils import get_model_name
 
     assert get_model_name("Qwen/Qwen2.5-3B-Instruct", load_in_4bit=True).startswith("unsloth/")

@@ -80,6 +80,7 @@ class RunSection(Section):
 class ModelSection(Section):
     name: Place
     revision: str | None = None
+    loader: Literal["auto", "unsloth", "transformers"] = "auto"  # auto: transformers where accelerate shards the model
     load_in_4bit: Literal[True, False, "auto"] = False  # auto: on a GPU that can, not on a CPU
     max_seq_length: Positive = 2048
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6

@@ -9,6 +9,7 @@ from pathlib import Path
 from llm_grpo import command
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError, first_line
+from llm_grpo.loaders import bring_loader, choose_loader
 from llm_grpo.rewards import LEARNED
 from llm_grpo.rewards.files import may_bring_libraries
 from llm_grpo.rollouts import choose_engine
@@ -16,12 +17,8 @@ from llm_grpo.rollouts import choose_engine
 
 def missing_for_training(config: Config) -> list[str]:
     """One sentence per thing that is missing, with what to do about it; [] where the run can start."""
-    missing = [
-        f"the package {name}: pip install -r requirements.txt on a GPU machine, make demo on any other"
-        for name in ("unsloth", "trl", "torch", "datasets")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
+    if missing := [f"the package {name}: pip install -r requirements.txt on a GPU machine, make demo on any other"
+                   for name in _absent(config)]:  # fmt: skip
         return missing
     try:
         choose_engine(config.rollouts.engine, training=config)
@@ -43,13 +40,18 @@ def missing_for_training(config: Config) -> list[str]:
     return missing or [line for model in models for line in _missing_model(*model)]
 
 
+def _absent(config: Config) -> list[str]:
+    packages = ("unsloth" if choose_loader(config)[0] == "unsloth" else "peft", "trl", "torch", "datasets")
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
 def unsloth_first(config: Config) -> None:
     """A reward file that imports libraries may bring trl, transformers or peft, and Unsloth has to come before them.
     One with workers (`null` is one) is loaded in theirs."""
     here = [reward.name for reward in config.rewards if reward.workers == 0]
-    if importlib.util.find_spec("unsloth") and any(map(may_bring_libraries, here)):
+    if not _absent(config) and any(map(may_bring_libraries, here)):
         with command.library_output_in(Path(config.run.output_dir) / "libraries.log"):
-            from llm_grpo import policy  # noqa: F401
+            bring_loader(config)
 
 
 def logging_choice(config: Config, folder: Path) -> dict[str, str]:

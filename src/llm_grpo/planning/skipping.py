@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.loaders import sharded_by
 
 # Those of TRL 1.15: each is linear in the size of an advantage, and its normaliser is known.
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo", "luspo")
@@ -51,6 +52,8 @@ def _faults(grpo: dict[str, Any]) -> Iterator[str]:
     for name, (off, why) in OFF.items():
         if grpo.get(name, off) != off:
             yield f"grpo.{name}={grpo[name]}: {why}"
+    if sharded_by() == "DeepSpeed":
+        yield "DeepSpeed moves the weights with every backward pass of a micro-step"
     for name in UNSLOTH:
         if os.environ.get(name, "0") not in ("", "0"):
             yield f"{name} is set: it has another normaliser"

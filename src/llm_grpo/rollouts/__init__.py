@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
+from llm_grpo.loaders import choose_loader, sharded_by
 from llm_grpo.prompts import render
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts.reading import Reader
@@ -96,6 +97,10 @@ def refused(engine: str, training: Config) -> list[str]:
     of_unsloth, needs = engine == "unsloth", []
     if training.lora is None and engine != "transformers":
         needs.append("a LoRA (lora: null trains all weights)")
+    if of_unsloth and choose_loader(training)[0] != "unsloth":
+        needs.append("a policy that Unsloth loads (model.loader: unsloth)")
+    if engine != "server" and (sharding := sharded_by()):
+        needs.append(f"a model that is whole in every process ({sharding} shards it: rollouts.engine=server)")
     if of_unsloth and training.model.trust_remote_code:
         needs.append("a model without code of its own (model.trust_remote_code)")
     if of_unsloth and training.model.revision:
@@ -138,7 +143,7 @@ def choose_engine(
             return name, "; ".join([*reasons, f"{name} can run here"])
         else:
             reasons.append(f"{name} needs {' and '.join(missing)}")
-    raise AssertionError("transformers runs everywhere")
+    raise UserError(f"rollouts.engine: auto finds none here: {'; '.join(reasons)}.")
 
 
 def choose_four_bit(wanted: bool | str, lora: bool = True) -> tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,21 +125,12 @@ def load_engine(
     None where there is none. Raises UserError.
 
     adapter: what a run learned; where that is a whole model it is opened by itself, in place of its base."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
     if adapter is not None and is_whole_model(adapter):
         model_name, adapter, options = str(adapter), None, {**options, "revision": None}
     trust = {"trust_remote_code": options.get("trust_remote_code", False), "revision": options.get("revision")}
-    dtype, device = getattr(torch, options.get("dtype") or compute_dtype()[0]), "cuda" if has_gpu() else "cpu"
-    loading = trust | _quantised(options, dtype, device)
+    dtype = getattr(torch, options.get("dtype") or compute_dtype()[0])
     tokenizer, _ = load_tokenizer(model_name, adapter, prompt, **trust)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **loading)
-    except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
-        raise not_there(model_name, error) from error
-    except SafetensorError as error:
-        raise UserError(f"{model_name}: its weights cannot be read ({first_line(error)}).") from error
+    model = load_model(model_name, dtype, bool(options.get("load_in_4bit")), **trust)
     if adapter is not None:
         from peft import PeftModel
 
@@ -146,20 +138,39 @@ def load_engine(
             model = PeftModel.from_pretrained(model, str(adapter))
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{adapter} does not fit {model_name}: {first_line(error)}") from error
-    if not options.get("load_in_4bit"):
-        model = model.to(device)
     thinking = prompt.thinking if prompt else "answer"
     return TransformersEngine(model.eval(), tokenizer, options.get("batch_size", 64), thinking)
 
 
-def _quantised(options: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """What from_pretrained needs for the 4-bit base Unsloth trains on: NF4 with double quantisation, as in QLoRA."""
-    if not options.get("load_in_4bit"):
-        return {}
+def load_model(name: str, dtype: torch.dtype, four_bit: bool, *, sharded: bool = False, **options: Any) -> Any:
+    """A causal language model (folder or Hub name) on this process's device; where it is to be sharded, wherever
+    transformers puts it until then. options: revision, trust_remote_code. Raises UserError."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    if four_bit:
+        options |= {"quantization_config": _nf4(dtype, sharded)} | ({} if sharded else {"device_map": {"": _device()}})
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+    except (OSError, ValueError) as error:  # a missing folder, an unknown Hub name, no network, no config.json
+        raise not_there(name, error) from error
+    except SafetensorError as error:
+        raise UserError(f"{name}: its weights cannot be read ({first_line(error)}).") from error
+    return model if four_bit or sharded else model.to(_device())
+
+
+def _device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_gpu() else "cpu"
+
+
+def _nf4(dtype: torch.dtype, sharded: bool) -> Any:
+    """For the 4-bit base Unsloth trains on: NF4 with double quantisation, as in QLoRA. FSDP2 cuts only weights that are
+    stored as floats."""
     from transformers import BitsAndBytesConfig
 
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
+    stored = {"bnb_4bit_quant_storage": dtype} if sharded else {}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype, **stored)  # fmt: skip
 
 
 def _cuda_devices(model: Any) -> list[int]:

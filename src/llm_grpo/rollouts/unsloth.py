@@ -1,6 +1,6 @@
 """Generation by Unsloth's vLLM engine, which shares the policy's base weights (`fast_inference=True`; GPU).
 
-This file does not import unsloth: it is handed a model that policy.py loaded.
+This file does not import unsloth: it is handed a model that loaders/unsloth.py loaded.
 """
 
 from __future__ import annotations

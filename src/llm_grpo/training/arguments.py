@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
-
-import torch  # isort: skip
-from transformers import Trainer, get_scheduler  # isort: skip
-from transformers.utils import is_liger_kernel_available  # isort: skip
-from trl import GRPOConfig  # isort: skip
+import torch
+from transformers import Trainer, get_scheduler
+from transformers.utils import is_liger_kernel_available
+from trl import GRPOConfig
 
 from llm_grpo import processes
 from llm_grpo.config.schema import Config

@@ -17,14 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.policy import is_rewritten  # unsloth has to be imported before accelerate
-
-import torch  # isort: skip
-from accelerate import PartialState  # isort: skip
-from torch import Tensor  # isort: skip
+import torch
+from accelerate import PartialState
+from torch import Tensor
 
 from llm_grpo.config.schema import Config, SamplingSection
 from llm_grpo.errors import UserError
+from llm_grpo.policy import is_rewritten
 from llm_grpo.problems import read_pass_rates
 from llm_grpo.records import Problem
 

@@ -18,13 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
-
-import numpy  # isort: skip
-import torch  # isort: skip
-from transformers.trainer_callback import TrainerState  # isort: skip
-from transformers.trainer import TRAINER_STATE_NAME  # isort: skip
-from trl import GRPOTrainer  # isort: skip
+import numpy
+import torch
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from trl import GRPOTrainer
 
 from llm_grpo import checkpoints, processes
 from llm_grpo.checkpoints import Checkpoint
@@ -205,6 +203,10 @@ class ResumingTrainer(GRPOTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._draft) if self._draft else super()._get_output_dir(trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """By all processes: what was learned is gathered where the model is sharded (transformers gathers its base)."""
+        self._save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         write_weights(self.policy, Path(output_dir or self.args.output_dir))

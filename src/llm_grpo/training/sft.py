@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
-
-from datasets import Dataset  # isort: skip
-from rich.console import Console  # isort: skip
-from transformers import TrainerCallback  # isort: skip
-from transformers.trainer_callback import PrinterCallback  # isort: skip
-from trl import SFTConfig, SFTTrainer  # isort: skip
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # isort: skip
+from datasets import Dataset
+from rich.console import Console
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from llm_grpo import checkpoints, processes, runs
 from llm_grpo.answers.thinking import CLOSE

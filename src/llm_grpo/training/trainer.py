@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
-
-import torch  # isort: skip
-from datasets import Dataset  # isort: skip
-from transformers.trainer_callback import PrinterCallback  # isort: skip
+import torch
+from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback
 
 from llm_grpo import checkpoints, processes
 from llm_grpo.config.schema import Config
