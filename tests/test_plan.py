@@ -18,7 +18,7 @@ from llm_grpo.errors import UserError
 from llm_grpo.planning.batch import explain_batch
 from llm_grpo.planning.card import card_bytes, fit, largest, memory_rows
 from llm_grpo.planning.duration import Speed, work_of
-from llm_grpo.planning.memory import checkpoint_bytes, memory_of
+from llm_grpo.planning.memory import checkpoint_bytes, memory_of, sharded
 from llm_grpo.planning.plan import check_window, explain
 from llm_grpo.planning.shapes import KNOWN_SHAPES, lora_parameters, model_parameters, model_shape, positions
 
@@ -294,6 +294,18 @@ def test_the_work_of_a_step_by_hand() -> None:
     weights, cache = 2 * 3_085_938_688, 64 * 4096 * 36 * 2 * 256 * 2
     assert work.read == 2048 * (weights + cache)
     assert Speed(1e12, 1e12, 0).generation(work) == (work.prompts + max(work.answers, work.read)) / 1e12
+
+
+def test_what_is_shared_out_over_cards_by_hand() -> None:
+    """Weights, LoRA, gradients and moments in eighths, two of 36 layers whole; the rest is each card's own."""
+    config, plan = plan_of("multi_gpu", "rollouts.engine=server", "rollouts.url=http://there:8000")
+    own = plan.activations + plan.logits + plan.libraries
+    shared = plan.base + plan.trained + plan.gradients
+    each = sharded(plan, model_shape(config.model.name), 8)
+    assert each == pytest.approx(own + shared / 8 + plan.base / 18) and each < plan.at_most
+    assert dict(memory_rows(config, gpu=True, cards=8))["memory, shared out"].startswith(
+        f"{each / 1e9:.2f} GB on each of 8"
+    )
 
 
 WORK = [  # overrides, what becomes of an update's work, why

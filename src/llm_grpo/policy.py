@@ -179,7 +179,6 @@ def load_weights(policy: Policy, folder: Path) -> None:
         raise UserError(f"{folder}: {min(wrong or missing)} {fault}. Nothing was overwritten.")
 
 
-
 def _tensors(model: Any) -> dict[str, Any]:
     """The model's tensors by name. A LoRA's that FSDP2 has cut are put together, which all processes have to ask for;
     its base stays in pieces."""

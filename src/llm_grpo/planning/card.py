@@ -19,6 +19,7 @@ from llm_grpo.planning.memory import (
     memory_of,
     optimizer_bytes,
     rows_at_once,
+    sharded,
     trained_parameters,
 )
 from llm_grpo.planning.shapes import Shape, cache_values, model_parameters, model_shape
@@ -36,8 +37,9 @@ def card_bytes(text: str) -> float:
     return float(found[1]) * 1e9
 
 
-def memory_rows(config: Config, gpu: bool, card: float | None = None) -> list[tuple[str, str]]:
-    """(what, how much) for a person, every sequence at its longest. card: bytes of it, where one is meant."""
+def memory_rows(config: Config, gpu: bool, card: float | None = None, cards: int = 1) -> list[tuple[str, str]]:
+    """(what, how much) for a person, every sequence at its longest, on one card. card: bytes of it, where one is meant;
+    cards: how many train."""
     shape = model_shape(config.model.name)
     if shape is None:
         return [("memory", UNKNOWN_SHAPE)]
@@ -50,6 +52,9 @@ def memory_rows(config: Config, gpu: bool, card: float | None = None) -> list[tu
         ("memory in all, at most", f"{_gb(plan.at_most)}, {_gb(plan.libraries)} of it assumed for libraries, "
                                    f"on a {'GPU' if gpu else 'CPU'}"),
     ]  # fmt: skip
+    if cards > 1:
+        each = _gb(sharded(plan, shape, cards))
+        rows.append(("memory, shared out", f"{each} on each of {cards} by FSDP2 or ZeRO-3; without, all of it on each"))
     return rows + ([(f"on {card / 1e9:g} GB", largest(config, shape, card))] if card else [])
 
 

@@ -77,6 +77,15 @@ class Memory:
         return self.at_most and self.at_most - (self.libraries if self.gpu else 0)
 
 
+def sharded(plan: Memory, shape: Shape, cards: int) -> float | None:
+    """Bytes on each of so many cards where FSDP2 or ZeRO-3 shares out weights, gradients and moments. Two layers are
+    whole at a time: the one that computes, and the next."""
+    if plan.at_most is None:
+        return None
+    shared = plan.base + plan.trained + plan.gradients
+    return plan.at_most - shared + shared / cards + 2 * plan.base / shape["num_hidden_layers"]
+
+
 def on_gpu(config: Config) -> bool:
     """Whether a plan is for a card: the config cannot do without, or the machine has one. Asked without torch."""
     needs = config.rollouts.engine == "unsloth" or config.model.load_in_4bit is True

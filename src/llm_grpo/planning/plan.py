@@ -56,7 +56,7 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         rows.append(("an epoch", f"{updates:,.0f} updates over {train_examples:,} training prompts"))
         rows.append(("share of the data seen", f"{share:.0%}" if share <= 1 else f"all of it, {share:.1f} times over"))
     rows.append(("rows that teach nothing", skip_choice(config)[1]))
-    rows += memory_rows(config, gpu := on_gpu(config))
+    rows += memory_rows(config, gpu := on_gpu(config), cards=count)
     rows += time_rows(config, gpu, batch.updates)
     rows.append(("disk for checkpoints", _disk(config)))
     if batch.updates is not None:
