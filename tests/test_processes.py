@@ -60,7 +60,7 @@ def test_two_processes_are_one_run(tmp_path: Path, demo_run: tuple[Path, str]) -
     checkpoint = run.last_checkpoint(hashes=True)
     assert checkpoint.step == 2 and (checkpoint.folder / checkpoints.progress_file(1)).is_file()
     with pytest.raises(UserError, match=r"is of 2 process\(es\), and now there are 1"):
-        runs.reopen(run.config(), checkpoint.facts["data"])
+        checkpoints.check_unchanged(checkpoint, run.config(), checkpoint.facts["data"])
     assert "earlier_sessions" not in read_json(run.environment)
 
     done = torchrun("src/train.py", "--config", run.config_file, "--resume")
