@@ -18,6 +18,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from itertools import takewhile
@@ -168,6 +169,10 @@ def say_what_starts(model: Served, args: argparse.Namespace, log: Path) -> None:
 
 
 def say_how_to_train(args: argparse.Namespace, url: str, seconds: float) -> None:
+    from llm_grpo.serving.process import is_loopback
+
+    if not is_loopback(args.host):  # for trainings on other machines
+        url = f"http://{socket.gethostname()}:{args.port}"
     words = ["src/train.py", "--config", args.config, *args.overrides, "rollouts.engine=server", f"rollouts.url={url}"]
     console.print(f"Ready after {seconds:.0f} s at {url}. Ctrl-C stops it. Train with:")
     console.print(f"{command.python()} {shlex.join(words)}", soft_wrap=True)

@@ -166,7 +166,7 @@ class AdapterOnServer:
 
     def push(self) -> None:
         weights = adapter_weights(self.model)
-        self.name = of_first(lambda: self._published(weights))
+        self.name = from_first(lambda: self._published(weights))
 
     def _published(self, weights: Mapping[str, Any]) -> str:
         if self._folder is None:
@@ -192,15 +192,21 @@ def _forget(server: Server, loaded: list[str], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def of_first(make: Callable[[], Made]) -> Made:
-    """What the first process makes, in all of them; the others wait for it."""
+def from_first(make: Callable[[], Made]) -> Made:
+    """What the first process makes, in all of them; the others wait for it, and end where it fails."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return make()
-    made = [make() if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(made)
-    return made[0]
+    made: list[Any] = [None]
+    try:
+        if distributed.get_rank() == 0:
+            made = [(make(),)]
+    finally:
+        distributed.broadcast_object_list(made)
+    if made[0] is None:
+        raise UserError("The first process says what is wrong.")
+    return made[0][0]
 
 
 class ServerEngine:

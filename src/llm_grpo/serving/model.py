@@ -72,7 +72,6 @@ def for_rollouts(config: Config, on_gpu: bool) -> Served:
     not generate for it."""
     from llm_grpo.device import compute_dtype
     from llm_grpo.rollouts import CPU_LORA, choose_four_bit
-    from llm_grpo.rollouts.loading import load_tokenizer
     from llm_grpo.rollouts.vllm import rank_of
 
     if config.lora is None:
@@ -87,16 +86,16 @@ def for_rollouts(config: Config, on_gpu: bool) -> Served:
     options |= {"dtype": compute_dtype()[0], "logprobs_mode": "processed_logprobs", "api_server_count": 1}
     if not on_gpu:
         options |= {"worker_extension_cls": CPU_LORA, "block_size": 32}  # as adapter_sync.open_vllm
-    base, trust = options.pop("model"), {name: options.get(name) for name in ("revision", "trust_remote_code")}
-    tokenizer, _ = load_tokenizer(base, None, config.prompt, **trust)
-    return Served(base, None, (base,), tokenizer.get_chat_template(), (), tuple(_words(options)), choices)
+    base = options.pop("model")  # of chats it knows nothing: it is asked tokens
+    return Served(base, None, (base,), "", (), tuple(_words(options)), choices)
 
 
 def vllm_words(model: Served, template_file: Path, host: str, port: int) -> list[str]:
     """The command line of vLLM's server; later words of the user's replace them."""
     return [
         *("--model", model.base, "--served-model-name", model.names[-1]),
-        *("--host", host, "--port", str(port), "--chat-template", str(template_file)),
+        *("--host", host, "--port", str(port)),
+        *(("--chat-template", str(template_file)) if model.template else ()),
         *("--chat-template-content-format", "string"),  # contents whole, as in training, not in parts
         *("--generation-config", "vllm", "--override-generation-config", json.dumps(SAMPLING)),
         *("--middleware", "llm_grpo.serving.access.KeyEverywhere"),

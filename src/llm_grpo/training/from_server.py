@@ -14,8 +14,9 @@ from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be 
 from trl.generation.vllm_client import VLLMClient  # isort: skip
 from trl.generation.vllm_generation import VLLMGeneration  # isort: skip
 
+from llm_grpo.errors import UserError
 from llm_grpo.rollouts.adapter_sync import next_seed, put_into, timed_push
-from llm_grpo.rollouts.server import ServerEngine, at_once
+from llm_grpo.rollouts.server import ServerEngine, at_once, from_first
 
 
 class Client(VLLMClient):
@@ -24,6 +25,7 @@ class Client(VLLMClient):
 
     def __init__(self, rollouts: ServerRollouts) -> None:
         self.rollouts, self.base_url = rollouts, ""
+        self.fault: UserError | None = None
 
     @property
     def model(self) -> str:
@@ -42,8 +44,17 @@ class Client(VLLMClient):
         def answers(index: int) -> dict[str, list[Any]]:
             return ask([prompts[index]], n=n, generation_kwargs={**given, "seed": first + index * n}, **settings)
 
-        found = at_once(answers, len(prompts))
+        try:
+            found = at_once(answers, len(prompts))
+        except UserError as error:
+            self.fault = error
+            return {"prompt_ids": [], "completion_ids": [], "logprobs": []}
         return {name: [one for part in found for one in part[name]] for name in found[0]}
+
+    def check(self) -> None:
+        """Raise what the last call met with."""
+        if self.fault:
+            raise self.fault
 
 
 class ServerRollouts(VLLMGeneration):
@@ -68,6 +79,12 @@ class ServerRollouts(VLLMGeneration):
 
     def sync_weights(self) -> None:
         timed_push(self)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, in which the first process asks. Where it is not answered all of them end: the others would wait."""
+        found = super().generate(*args, **kwargs)
+        from_first(self.vllm_client.check)
+        return found
 
 
 def generate_with_server(trainer: Any, engine: ServerEngine, seed: int) -> None:
