@@ -360,9 +360,11 @@ FITS = [
 def test_what_a_server_needs_is_said_apart() -> None:
     config, _ = plan_of("gpu_16gb", "rollouts.engine=server", "rollouts.url=http://there:8000")
     said = dict(explain(config, 7473))["memory: generation"]
-    assert said.startswith("by the server at http://there:8000, nothing of it here; it needs 2.2")
     _, own = plan_of("gpu_16gb", "rollouts.engine=vllm")
-    assert f"{own.cache / 1e9:.2f} GB for 64 sequences of" in said
+    needs = f"{own.base / 1e9:.2f} GB for weights, {own.cache / 1e9:.2f} GB for 64 sequences of"
+    assert said.startswith(f"by the server at http://there:8000, nothing of it here; it needs {needs}"), (
+        "4-bit there too"
+    )
 
 
 @pytest.mark.parametrize("engine", ["unsloth", "vllm", "server", "transformers"])

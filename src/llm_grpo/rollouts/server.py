@@ -123,11 +123,17 @@ def check_server(config: Config) -> None:
     if not _is_one_of(model.name, names) or window < model.max_seq_length:
         served = f"serves {names[1] or names[0]} with a window of {window} tokens"
         raise server.fault(f"{served}; model.name is {model.name}, model.max_seq_length {model.max_seq_length}")
+    _check_adapters(server, config)
+
+
+def _check_adapters(server: Server, config: Config) -> None:
+    """Of its rank a server tells only an adapter that is larger. This one has settings, which vLLM reads first, and no
+    weights; that it lacks them is the right answer."""
     with tempfile.TemporaryDirectory(prefix=f"{config.run.name}-", dir=shared_folder(config)) as place:
         settings, folder = {"r": config.lora.r, "lora_alpha": 1, "target_modules": []}, Path(place)
         folder.chmod(0o755)  # the server may run as another user
         (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        try:  # its rank it tells only to an adapter that is larger, whose settings it reads first
+        try:
             server.load(folder.name, folder)
         except UserError as error:
             if NO_WEIGHTS not in str(error):
