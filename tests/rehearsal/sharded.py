@@ -60,8 +60,8 @@ def main(folder: Path, *overrides: str) -> None:
              f"grpo.per_device_train_batch_size={COMPLETIONS // PROCESSES**2}",
              f"grpo.gradient_accumulation_steps={PROCESSES}", "grpo.max_completion_length=12",
              "grpo.save_strategy=no", "evaluation.every_steps=0", "task.args.train_size=200",
-        "rewards=[{name: correctness_reward_func}]",  # as many as are given below: the page of a run reads them
- *overrides]  # fmt: skip
+             "rewards=[{name: correctness_reward_func}]",  # as many as are given below: a run's page reads them
+             *overrides]  # fmt: skip
     config = load_config(ROOT / "configs" / "demo.yaml", words, environment={})
     run = runs.create(config)
     check_arguments(config, run, [1.0])
