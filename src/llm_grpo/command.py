@@ -148,7 +148,8 @@ def library_output_in(file: Path) -> Iterator[None]:
 def quiet_libraries() -> None:
     """No warnings of libraries about themselves on the screen; errors stay."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails in the end raises
+    for name in ("huggingface_hub", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # their retries; what fails in the end raises
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its import resets the level that is set above

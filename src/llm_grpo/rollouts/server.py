@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -69,8 +70,8 @@ class Server:
             knob = " (rollouts.timeout_s)" if path == COMPLETIONS else ""
             raise self.fault(f"has not answered within {wait_s:g} s{knob}") from None
         except requests.RequestException as error:
-            why = str(error).rpartition("] ")[2].strip("')\" ")
-            raise self.fault(f"does not answer ({why or type(error).__name__})") from None
+            causes = re.findall(r"[A-Z][a-z]+ [\w ]+", str(error))  # the first one stands last
+            raise self.fault(f"does not answer ({causes[-1] if causes else type(error).__name__})") from None
         if answer.status_code == 401:
             raise self.fault("asks for another key: set VLLM_API_KEY to the server's")
         if answer.status_code != 200:
