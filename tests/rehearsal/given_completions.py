@@ -33,6 +33,9 @@ def main(outputs: str, rows: str, *overrides: str) -> None:
     processes.meet(120)
     run = processes.from_first(lambda: runs.create(config))
 
+    from llm_grpo.loaders import bring_loader
+
+    bring_loader(config)
     from llm_grpo.policy import load_policy, save_weights
 
     import torch  # isort: skip

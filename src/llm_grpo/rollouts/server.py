@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.processes import from_first
 from llm_grpo.records import Completion, Message
 from llm_grpo.rollouts import Sampling, stop_tokens, token_ids
 from llm_grpo.rollouts.adapter_sync import adapter_bytes, adapter_weights, first_seed, memory_folder, write_adapter
@@ -197,23 +198,6 @@ def _forget(server: Server, loaded: list[str], folder: Path) -> None:
         for name in loaded:
             server.unload(name)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def from_first(make: Callable[[], Made]) -> Made:
-    """What the first process makes, in all of them; the others wait for it, and end where it fails."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return make()
-    made: list[Any] = [None]
-    try:
-        if distributed.get_rank() == 0:
-            made = [(make(),)]
-    finally:
-        distributed.broadcast_object_list(made)
-    if made[0] is None:
-        raise UserError("The first process says what is wrong.")
-    return made[0][0]
 
 
 class ServerEngine:

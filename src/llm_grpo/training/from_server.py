@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm_grpo import policy as _unsloth_first  # noqa: F401  (unsloth has to be imported before trl)
-
-from trl.generation.vllm_client import VLLMClient  # isort: skip
-from trl.generation.vllm_generation import VLLMGeneration  # isort: skip
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
 
 from llm_grpo.errors import UserError
+from llm_grpo.processes import from_first
 from llm_grpo.rollouts.adapter_sync import next_seed, put_into, timed_push
-from llm_grpo.rollouts.server import ServerEngine, at_once, from_first
+from llm_grpo.rollouts.server import ServerEngine, at_once
 
 
 class Client(VLLMClient):
