@@ -22,6 +22,7 @@ import pytest
 import test_rollouts
 from browser import free_port, wait_for
 from conftest import ROOT, SMALL, TINY, run_script
+from test_processes import torchrun
 
 from llm_grpo import runs
 from llm_grpo.config.loading import load_config
@@ -241,6 +242,21 @@ def test_a_run_through_a_server_trains_logs_and_merges(first: runs.Run, server: 
         assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3), "TRL's correction is on"
         assert 0 < row["seconds/generation/sync"] < row["seconds/generation"]
     assert not any(KEY in path.read_text(errors="replace") for path in first.folder.glob("*") if path.is_file())
+    assert not any(name.startswith("demo-") for name in server.models())
+
+
+def test_two_trainers_of_one_server_are_one_run(first: runs.Run, server: Started, tmp_path: Path) -> None:
+    """Each asks for its half of the batch, the first sends the adapter for both: the answers and losses of one."""
+    done = torchrun(*words(server, tmp_path, "grpo.per_device_train_batch_size=8", "grpo.max_steps=2"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    both = runs.Run(tmp_path / "demo")
+    for step, (mine, theirs) in enumerate(zip(read_jsonl(first.metrics), read_jsonl(both.metrics), strict=False)):
+        said = [
+            sorted((row["id"], row["completion"]) for row in read_jsonl(run.completion_files()[step]))
+            for run in (first, both)
+        ]
+        assert said[0] == said[1] and len(said[0]) == 16
+        assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-4) and theirs[METRIC] < 1e-5
     assert not any(name.startswith("demo-") for name in server.models())
 
 
