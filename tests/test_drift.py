@@ -87,6 +87,31 @@ class TestWhatIsSampled:
         exact, base = (values.gather(2, plain[:, -20:, None]).squeeze(2) for values in (exact, base))
         assert torch.allclose(sampled.logprobs, exact, atol=1e-3) and not torch.allclose(exact, base, atol=1e-2)
 
+    def test_an_adapter_that_is_no_sum_stays_beside_its_weights(self, model, tokenizer) -> None:
+        """DoRA's layer is more than a weight and its delta; a tied output layer's weight is the embedding's too."""
+        asked = dict(tokenizer(QUESTIONS, padding=True, padding_side="left", return_tensors="pt"))
+        asked.pop("token_type_ids", None)
+        settings = GenerationConfig(max_new_tokens=12, eos_token_id=[11, 17, 300], pad_token_id=0)
+        for more in ({"use_dora": True}, {"target_modules": ["q_proj", "lm_head"]}, {"lora_bias": True}):
+            words = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **more}
+            lora = get_peft_model(copy.deepcopy(model), LoraConfig(**words))
+            torch.manual_seed(0)
+            for name, parameter in lora.named_parameters():
+                parameter.data += 0.3 * torch.randn_like(parameter) if "lora_" in name else 0
+            plain = lora.generate(**asked, generation_config=settings)
+            with sampled_logprobs(lora, 1.0):
+                assert lora.generate(**asked, generation_config=settings).tolist() == plain.tolist(), more
+
+    def test_a_model_that_says_no_cache_is_given_one(self, model, tokenizer) -> None:
+        other = copy.deepcopy(model)
+        other.generation_config.use_cache = False
+        asked = dict(tokenizer(QUESTIONS, padding=True, padding_side="left", return_tensors="pt"))
+        asked.pop("token_type_ids", None)
+        settings = GenerationConfig(max_new_tokens=20, eos_token_id=[11, 17, 300], pad_token_id=0)
+        plain = model.generate(**asked, generation_config=settings)
+        with sampled_logprobs(other, None):
+            assert other.generate(**asked, generation_config=settings).tolist() == plain.tolist()
+
     def test_a_beginning_that_all_share_stands_in_front(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ids = torch.tensor([[0, 0, 5, 6, 7, 1, 2], [0, 5, 6, 7, 8, 3, 4], [5, 6, 7, 8, 9, 3, 4]])
         mask = (ids > 0).long()

@@ -132,7 +132,9 @@ class RewardSpec(Section):
     weight: float = 1.0
     args: Annotated[dict[str, Any], AfterValidator(_places_expanded)] = {}
     workers: Count | None = None  # such processes; 0: none; null: 1 for a function of your own file, none for ours
-    timeout_s: Annotated[float, Field(gt=0)] = 5.0  # for one completion; a batch has this times its completions
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = (
+        5.0  # for one completion; a batch has this times its completions
+    )
     per_completion: bool = False  # it judges each alone: they are spread over the workers, and one that hangs is one
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the last 20 batches' completions; beyond, the run ends
     memory_gb: Annotated[float, Field(gt=0)] = 16.0
@@ -143,7 +145,7 @@ class RolloutsSection(Section):
     engine: Literal["auto", "unsloth", "vllm", "transformers", "server"] = "auto"
     url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None  # server: http://HOST:PORT; docs/scaling.md
     shared_dir: Place | None = None  # server: where it finds adapters; null: memory of one machine, or run.output_dir
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0  # server: for the answers to a prompt
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0  # server: for the answers to a prompt
     skip: Literal[True, False, "auto"] = "auto"  # groups of equal rewards are left out of updates; auto: where exact
     standby: bool = False  # unsloth: lend vLLM's cache memory to the update; Unsloth then sets its share by itself
 

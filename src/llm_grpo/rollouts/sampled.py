@@ -9,6 +9,7 @@ every run logs the same gap between who generates and who learns (drift.py).
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -19,8 +20,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.pytorch_utils import Conv1D
 
 STAGE = 8  # tokens after which rows that have ended leave the batch
+COUNTED = ("cache_implementation", "min_new_tokens", "min_length", "begin_suppress_tokens")  # of a model, by its makers
 BEGINNING = 16  # tokens; a shorter one is not worth a pass of its own
 
 
@@ -51,7 +54,8 @@ class Sampled:
 
     def __init__(self, model: Any, temperature: float | None, in_stages: bool) -> None:
         self.model, self.temperature, self._generate = model, temperature, model.generate
-        self.in_stages = in_stages and attends_to_everything(model)
+        counted = any(getattr(model.generation_config, name, None) for name in COUNTED)
+        self.in_stages = in_stages and not counted and attends_to_everything(model)
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig) -> Tensor:
         """(rows, prompt) -> (rows, prompt + longest answer), as generate's own."""
@@ -70,6 +74,7 @@ class Sampled:
                 watching.append(Watching(self.temperature))
             settings.max_new_tokens = min(STAGE if self.in_stages else limit, limit - done)
             settings.return_dict_in_generate = True
+            settings.use_cache = True if self.in_stages else settings.use_cache  # some models' own settings say no
             said = self._generate(
                 input_ids=tokens, attention_mask=attention_mask, generation_config=settings, past_key_values=cache,
                 logits_processor=watching,
@@ -159,12 +164,13 @@ def _read(model: Any, ids: Tensor, mask: Tensor, beginning: int) -> DynamicCache
 
 @contextmanager
 def _merged(model: Any) -> Iterator[None]:
-    """While this lasts, a LoRA is part of its layers' weights, where all are float32; they come back bit for bit.
+    """While this lasts, a LoRA is part of its layers' weights, where that is all it does; they come back bit for bit.
 
     PEFT takes layers with merged_adapters as they are.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    exact = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+    held = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    exact = all(_is_a_sum(layer) and held[id(layer.get_base_layer().weight)] == 1 for layer in layers)
     kept = [(layer, layer.get_base_layer().weight, layer.get_base_layer().weight.data) for layer in layers if exact]
     try:
         for layer, weight, data in kept:
@@ -177,6 +183,16 @@ def _merged(model: Any) -> Iterator[None]:
         for layer, weight, data in kept:
             weight.data = data
             layer.merged_adapters.clear()
+
+
+def _is_a_sum(layer: LoraLayer) -> bool:
+    """Whether a layer with its LoRA is a product with one weight and its delta, in float32. DoRA's is not, nor one with
+    a bias, of two adapters, or of experts."""
+    base, names = layer.get_base_layer(), layer.active_adapters
+    if not isinstance(base, (torch.nn.Linear, Conv1D)) or len(names) != 1 or names[0] not in layer.lora_A:
+        return False
+    more = layer.disable_adapters or layer.merged or names[0] in layer.lora_variant or layer.lora_bias.get(names[0])
+    return not more and {base.weight.dtype, layer.lora_A[names[0]].weight.dtype} == {torch.float32}
 
 
 def gap(trained: Tensor, sampled: Tensor, mask: Tensor) -> float:

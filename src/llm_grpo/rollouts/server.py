@@ -185,10 +185,10 @@ class AdapterOnServer:
         name, folder = f"{self._folder.name}-{self.pushed}", self._folder / str(self.pushed)
         write_adapter(weights, self.model.peft_config["default"], folder)
         self.server.load(name, folder)
-        if self._loaded:
-            self.server.unload(self._loaded.pop())
-            shutil.rmtree(self._folder / str(self.pushed - 1), ignore_errors=True)
         self._loaded.append(name)
+        if len(self._loaded) > 1:
+            self.server.unload(self._loaded.pop(0))
+            shutil.rmtree(self._folder / str(self.pushed - 1), ignore_errors=True)
         return name
 
 
@@ -217,8 +217,8 @@ class ServerEngine:
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
     ) -> list[list[Completion]]:
         """completions_by_prompt. Each prompt is a request with a seed of its own; vLLM counts on from it for the n."""
+        self.adapter.push()  # first, by all processes; a prompt that does not fit is a fault of one
         ids = token_ids(prompts, self.tokenizer, sampling, self.window)
-        self.adapter.push()
         first, stops = first_seed(None if sampling.seed is None else (sampling.seed,)), self.stops
         # All is said, or the base's generation_config would say it: a penalty, a top_k.
         settings = {

@@ -25,7 +25,10 @@ def agreement(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
         return {}
     found = {SURPRISE: float(-sampled[mask].nanmean())}
     rows = mask.any(dim=1).nonzero().flatten()[:ROWS_SCORED]
-    if not (trainer.use_vllm and trainer.vllm_importance_sampling_correction):
+    by_trl = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    if (
+        not by_trl and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled
+    ):  # where all have to score at once
         few = {name: batch[name][rows] for name in SCORED}
         found[drift.METRIC] = gap(scored(trainer, few), sampled[rows], mask[rows])
     return found

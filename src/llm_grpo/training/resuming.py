@@ -212,6 +212,8 @@ class ResumingTrainer(GRPOTrainer):
         write_weights(self.policy, Path(output_dir or self.args.output_dir))
 
     def _save_rng_state(self, output_dir: str) -> None:
+        if not processes.is_first():  # where the model is sharded all come here
+            return
         own = dict(self._kept)
         for number, other in enumerate(own.pop("others", ()), start=1):
             Path(output_dir, checkpoints.progress_file(number)).write_bytes(other)

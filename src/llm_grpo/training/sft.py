@@ -22,6 +22,7 @@ from llm_grpo.answers.thinking import CLOSE
 from llm_grpo.config.schema import Config
 from llm_grpo.environment import made_with
 from llm_grpo.errors import UserError
+from llm_grpo.loaders import sharded_by
 from llm_grpo.policy import Policy, learn_in_float32, load_weights, save_weights
 from llm_grpo.problems import worked, worked_right
 from llm_grpo.prompts import begun_thought, render
@@ -92,7 +93,7 @@ def learn_solutions(
 
     def keep() -> None:
         """The end of the last step, where an end that was forced left it in memory alone."""
-        step = trainer.state.global_step
+        step = 0 if sharded_by() else trainer.state.global_step  # of a model in pieces all would have to save
         if processes.is_first() and step and not (run.sft / f"checkpoint-{step}" / checkpoints.MANIFEST).exists():
             trainer._save_checkpoint(trainer.model, None)
             seal.seal(trainer.args, trainer.state)

@@ -202,7 +202,8 @@ class Validation(TrainerCallback):
 
     def validate(self, step: int) -> None:
         start = time.perf_counter()
-        report = self.evaluate()
+        found = self.evaluate()
+        report = processes.from_first(lambda: found)  # a judge may say one thing here and another there
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
         self._count(report["strict_accuracy"])
         if processes.from_first(lambda: step and self._is_best(report)):
