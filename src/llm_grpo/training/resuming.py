@@ -86,7 +86,7 @@ class ResumingTrainer(GRPOTrainer):
         if self._kept is None:  # else transformers asks again, at the end of its epoch
             grad_norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
             left = {"grad_norm": grad_norm, "learning_rate": learning_rate, "log": self.control.should_log}
-            self._kept = self._progress({"step_end": left})
+            self._kept = self._progress(left)
             stop.kept()
         if validation.due and self.control.should_training_stop and self.state.global_step < self.state.max_steps:
             if self.control.should_save:  # the resume validates: a stop is not held up by it
