@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 import random_model  # noqa: E402
 
 from llm_grpo.config.loading import load_config  # noqa: E402
-from llm_grpo.planning.duration import CALL, Speed, tried, work_of  # noqa: E402
+from llm_grpo.planning.duration import CALL, REACHED_HERE, Speed, tried, work_of  # noqa: E402
 from llm_grpo.planning.memory import memory_of  # noqa: E402
 from llm_grpo.planning.shapes import model_parameters, model_shape  # noqa: E402
 
@@ -58,7 +58,8 @@ def measured(folder: Path, overrides: list[str]) -> dict[str, float]:
     parts = {name: round(value / 1e9, 3) for name, value in vars(plan).items() if not isinstance(value, bool)}
     peak = max(row["memory_peak_gb"] for row in rows)
     planned = plan.at_most / 1e9
-    work, speed = work_of(config, shape, gpu=False), Speed(*tried(False), CALL["transformers"])
+    flops, read = tried(False)
+    work, speed = work_of(config, shape, gpu=False), Speed(REACHED_HERE * flops, read, CALL["transformers"])
     seconds = {"generation": speed.generation(work), "update": speed.update(work)}
     times = {
         name: {"planned": round(s, 2), "measured": round(rows[-1][f"seconds/{name}"], 2)} for name, s in seconds.items()

@@ -326,13 +326,13 @@ def test_what_changes_the_work(overrides: list[str], times: float, why: str) -> 
 
 
 def test_the_time_is_said_of_this_machine_or_of_cards(tmp_path: Path) -> None:
-    here = dict(explain(load_config(ROOT / "configs" / "demo.yaml", environment={}), 4000))["time, at most"]
+    here = dict(explain(load_config(ROOT / "configs" / "demo.yaml", environment={}), 4000))["time, about"]
     assert re.match(r"\d+\.\d s a step, .* in all; generation .* update .*tried just now", here)
     if shutil.which("nvidia-smi") is None:
-        there = dict(explain(load_config(REFERENCE, environment={}), 7473))["time, at most"]
+        there = dict(explain(load_config(REFERENCE, environment={}), 7473))["time, about"]
         assert re.search(r"T4: .* a step, .* in all; .*H100: .* \(assumed: ", there)
     unknown = dict(explain(load_config(REFERENCE, ["model.name=some/other"], environment={}), None))
-    assert "time, at most" not in unknown
+    assert "time, about" not in unknown
 
 
 def test_a_mixture_of_experts_has_weights_and_no_guess(tmp_path: Path) -> None:

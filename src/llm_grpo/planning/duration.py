@@ -1,4 +1,4 @@
-"""How long a step takes at most: its work, counted from the config and the model's shape, over a machine's speed.
+"""About how long a step takes: its work, counted from the config and the model's shape, over a machine's speed.
 
 Everything is counted at its longest, as in memory.py, and no row is taken to teach nothing. Of the machine at hand the
 speed is tried (a product of matrices, a read of memory); of cards it is their makers'. How far that is from what runs
@@ -61,9 +61,10 @@ class Speed:
 CARDS = {"T4": (65e12, 0.32e12), "L4": (121e12, 0.3e12), "RTX 4090": (165e12, 1.01e12), "A100": (312e12, 2.04e12),
          "H100": (989e12, 3.35e12)}  # fmt: skip
 REACHED = (0.4, 0.6)
+REACHED_HERE = 0.6  # of a product's FLOP/s by an update: 0.67 of 35 M parameters on a CPU, less of a smaller model
 # Assumed of vLLM with a LoRA: 806 tokens/s with 8 sequences at once and 4,076 with 48 (unsloth issue 5123) are 10 and
-# 12 ms a token, where reading the weights takes one or two. Measured of transformers on a CPU.
-CALL = {"unsloth": 2.5e-4, "vllm": 2.5e-4, "server": 2.5e-4, "transformers": 2.5e-4}
+# 12 ms a token, where reading the weights takes one or two. Measured of transformers on a CPU: 4 to 7 ms.
+CALL = {"unsloth": 2.5e-4, "vllm": 2.5e-4, "server": 2.5e-4, "transformers": 5e-3}
 
 
 def time_rows(config: Config, gpu: bool, updates: int | None) -> list[tuple[str, str]]:
@@ -76,11 +77,12 @@ def time_rows(config: Config, gpu: bool, updates: int | None) -> list[tuple[str,
         speeds = {name: Speed(REACHED[0] * flops, REACHED[1] * read, call) for name, (flops, read) in CARDS.items()}
         said = "; ".join(f"{name}: {_said(speed, work, updates)}" for name, speed in speeds.items())
         reached = " and ".join(f"{share:.0%}" for share in REACHED)
-        return [("time, at most", f"{said} (assumed: {reached} of their makers' FLOP/s and bytes/s)")]
-    speed = Speed(*tried(gpu), call)
+        return [("time, about", f"{said} (assumed: {reached} of their makers' FLOP/s and bytes/s)")]
+    flops, read = tried(gpu)
+    speed = Speed(REACHED_HERE * flops, read, call)
     parts = f"generation {_for(speed.generation(work))}, update {_for(speed.update(work))}"
     machine = f"{speed.flops / 1e12:.2g} TFLOP/s and {speed.bytes / 1e9:.0f} GB/s, tried just now"
-    return [("time, at most", f"{_said(speed, work, updates)}; {parts} ({machine})")]
+    return [("time, about", f"{_said(speed, work, updates)}; {parts} ({machine})")]
 
 
 def _said(speed: Speed, work: Work, updates: int | None) -> str:
