@@ -33,7 +33,7 @@ SIDES = ("in_order", "chosen")
 
 
 def trained(config: str, seed: int, words: list[str]) -> dict:
-    """One run: every validation with the rollouts and seconds up to it, and which test items were right at its end."""
+    """One run: every validation with the rollouts and seconds up to it, and which test items were wrong at its end."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "src/train.py", "--config", config, f"run.output_dir={folder}", "run.name=run",
                    f"run.seed={seed}", "grpo.save_strategy=no", *words]  # fmt: skip
@@ -53,8 +53,9 @@ def trained(config: str, seed: int, words: list[str]) -> dict:
             for row in read_jsonl(run.validation)
         ]
         shares = [row["informative_share"] for row in steps if row.get("informative_share") is not None]
-        right = {item["id"]: item["strict"] for item in read_json(run.after)["items"]}
-        return {"curve": curve, "informative_share": sum(shares) / len(shares), "right": right}
+        items = read_json(run.after)["items"]
+        wrong = [item["id"] for item in items if not item["strict"]]
+        return {"curve": curve, "informative_share": sum(shares) / len(shares), "n": len(items), "wrong": wrong}
 
 
 def reached(run: dict, target: float) -> dict | None:
@@ -72,11 +73,10 @@ def compared(runs: list[dict], target: float) -> dict:
     if pairs and found["reached"]:
         for name in ("rollouts", "seconds"):
             found[f"{name}_ratio"] = sum(b[name] for _, b in points) / max(sum(a[name] for a, _ in points), 1e-9)
-    items = [(a["right"][item], b["right"][item]) for a, b in pairs for item in a["right"]]
-    gained, lost = (sum(before == old and after != old for before, after in items) for old in (False, True))
+    gained, lost = (sum(len(set(pair[n]["wrong"]) - set(pair[1 - n]["wrong"])) for pair in pairs) for n in (0, 1))
     found |= {"gained": gained, "lost": lost, "p_value": mcnemar_p(gained, lost)}
     found["accuracy"] = {
-        side: [sum(pair[n]["right"].values()) / len(pair[n]["right"]) for pair in pairs] for n, side in enumerate(SIDES)
+        side: [1 - len(pair[n]["wrong"]) / pair[n]["n"] for pair in pairs] for n, side in enumerate(SIDES)
     }
     found["informative_share"] = {
         side: [pair[n]["informative_share"] for pair in pairs] for n, side in enumerate(SIDES)

@@ -132,9 +132,7 @@ class RewardSpec(Section):
     weight: float = 1.0
     args: Annotated[dict[str, Any], AfterValidator(_places_expanded)] = {}
     workers: Count | None = None  # such processes; 0: none; null: 1 for a function of your own file, none for ours
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = (
-        5.0  # for one completion; a batch has this times its completions
-    )
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 5.0  # for a completion; a batch has as much for each of its
     per_completion: bool = False  # it judges each alone: they are spread over the workers, and one that hangs is one
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the last 20 batches' completions; beyond, the run ends
     memory_gb: Annotated[float, Field(gt=0)] = 16.0

@@ -224,7 +224,8 @@ def batch(config: Config) -> Iterator[Finding]:
     said = rows["a generation batch"]
     do = "raise grpo.steps_per_generation, or take configs/grpo_64.yaml" if "few for vLLM" in said else ""
     yield Finding("batch", "look" if do else "ok", f"{said}; an update: {rows['an update']}", do)
-    yield from (Finding(what, "ok", rows[what]) for what in ("time, about",) if what in rows)
+    if about := rows.get("time, about"):
+        yield Finding("time, about", "ok", about)
 
 
 def rewards(config: Config) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_grpo.diagnosis import drift
+from llm_grpo.loaders import sharded_by
 from llm_grpo.rollouts.sampled import gap
 from llm_grpo.verification.subject import aligned
 
@@ -26,9 +27,7 @@ def agreement(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
     found = {SURPRISE: float(-sampled[mask].nanmean())}
     rows = mask.any(dim=1).nonzero().flatten()[:ROWS_SCORED]
     by_trl = trainer.use_vllm and trainer.vllm_importance_sampling_correction
-    if (
-        not by_trl and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled
-    ):  # where all have to score at once
+    if not by_trl and not sharded_by():  # of a model in pieces all would have to score as many rows
         few = {name: batch[name][rows] for name in SCORED}
         found[drift.METRIC] = gap(scored(trainer, few), sampled[rows], mask[rows])
     return found

@@ -27,6 +27,7 @@ from trl import GRPOTrainer
 from llm_grpo import checkpoints, processes
 from llm_grpo.checkpoints import Checkpoint
 from llm_grpo.files import swap_in
+from llm_grpo.loaders import sharded_by
 from llm_grpo.policy import Policy, write_weights
 from llm_grpo.training.watching import Watch
 
@@ -167,7 +168,7 @@ class ResumingTrainer(GRPOTrainer):
         """As transformers and TRL write it, where no resume looks; sealed, it gets its name, and older ones go."""
         with self._writing:
             self._kept = progress
-            if processes.is_first() or self._sharded:
+            if processes.is_first() or sharded_by():  # a model in pieces is written by all together
                 self._write(f"checkpoint-{self.state.global_step}", Path(self.args.output_dir))
 
     def _write(self, folder: str, run_dir: Path) -> None:
@@ -192,13 +193,8 @@ class ResumingTrainer(GRPOTrainer):
             shutil.rmtree(self._draft, ignore_errors=True)
         self._wait_where_sharded()
 
-    @property
-    def _sharded(self) -> bool:
-        """Each process holds a part of the model (FSDP, DeepSpeed), and all write together; else the first writes."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
     def _wait_where_sharded(self) -> None:
-        if self._sharded:
+        if sharded_by():
             processes.of_all(None)
 
     def _get_output_dir(self, trial: Any) -> str:
