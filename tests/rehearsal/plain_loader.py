@@ -64,6 +64,7 @@ def test_a_few_steps_are_recorded_and_put_back(tmp_path: Path, overrides: list[s
 
 def test_completions_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """What two processes are compared with (tests/test_loader.py)."""
-    for where, name in ((sharded.policies, "choose_engine"), (sharded.RecordingTrainer, "_generate_single_turn")):
+    for where, name in ((sharded.policies, "choose_engine"), (sharded.RecordingTrainer, "_generate_single_turn"),
+                        (sharded.RecordingTrainer, "_save_rng_state")):  # fmt: skip
         monkeypatch.setattr(where, name, getattr(where, name))  # put back after
     sharded.main(Path(os.environ["WITHOUT_UNSLOTH"]))

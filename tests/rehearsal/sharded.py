@@ -10,18 +10,20 @@ import json
 import os
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import torch  # noqa: E402
 from accelerate.state import AcceleratorState, DistributedType, PartialState  # noqa: E402
 from rich.console import Console  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
+from llm_grpo import checkpoints, processes, runs  # noqa: E402
 from llm_grpo import policy as policies  # noqa: E402
-from llm_grpo import runs  # noqa: E402
 from llm_grpo.config.loading import load_config  # noqa: E402
 from llm_grpo.problems import prepare  # noqa: E402
 from llm_grpo.records import Reward  # noqa: E402
@@ -32,7 +34,7 @@ from llm_grpo.training.watching import watch  # noqa: E402
 
 RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 GROUP, COMPLETIONS = 8, 32
-made = AcceleratorState.__init__
+made, saved = AcceleratorState.__init__, RecordingTrainer._save_rng_state
 
 
 def told(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **options: Any) -> None:
@@ -55,18 +57,26 @@ def earned(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [len(ids) / 10 if group % 2 else 1.0 for ids, group in zip(completion_ids, groups, strict=True)]
 
 
+def saved_late(self: RecordingTrainer, output_dir: str) -> None:
+    """All come here where a model is in pieces; what the second wrote would stand."""
+    time.sleep(RANK)
+    saved(self, output_dir)
+
+
 def main(folder: Path, *overrides: str) -> None:
-    words = [f"run.output_dir={folder / f'{PROCESSES}-{RANK}'}", "model.loader=transformers", "grpo.max_steps=3",
+    words = [f"run.output_dir={folder / f'of-{PROCESSES}'}", "model.loader=transformers", "grpo.max_steps=3",
              f"grpo.per_device_train_batch_size={COMPLETIONS // PROCESSES**2}",
              f"grpo.gradient_accumulation_steps={PROCESSES}", "grpo.max_completion_length=12",
-             "grpo.save_strategy=no", "evaluation.every_steps=0", "task.args.train_size=200",
+             "grpo.save_steps=2", "evaluation.every_steps=0", "task.args.train_size=200",
              "rewards=[{name: correctness_reward_func}]",  # as many as are given below: a run's page reads them
              *overrides]  # fmt: skip
     config = load_config(ROOT / "configs" / "demo.yaml", words, environment={})
-    run = runs.create(config)
+    processes.meet(120)
+    run = processes.from_first(lambda: runs.create(config))
     check_arguments(config, run, [1.0])
     policies.choose_engine = lambda *_, **__: ("transformers", "it reads what was given, and generates nothing")
     RecordingTrainer._generate_single_turn = given
+    RecordingTrainer._save_rng_state = saved_late
     policy = policies.load_policy(config)
     assert "unsloth" not in sys.modules, "it is for those who want the model as it is"
     task = build_task(config.task.name, config.task.args)
@@ -81,6 +91,10 @@ def main(folder: Path, *overrides: str) -> None:
         if value.requires_grad:
             (value.to_local() if isinstance(value, DTensor) else value).data.zero_()
     policies.load_weights(policy, folder / str(PROCESSES))  # raises where it does not hold them then
+    checkpoint = run.last_checkpoint(hashes=True)
+    kept = torch.load(checkpoint.folder / checkpoints.progress_file(RANK), weights_only=True)
+    own = kept["random"]["torch"].equal(trainer._kept["random"]["torch"]) and kept["global_step"] == 3
+    assert checkpoint.step == 3 and own, "each process finds its own place in a checkpoint that all have written"
     steps = [{name: row[name] for name in ("loss", "grad_norm", "informative_share")} for row in run.steps()]
     found = {"steps": steps, "cut": len(cut), "of": len(list(policy.model.parameters())), "skip": trainer.skip,
              "local_share": sum(value.to_local().numel() for value in cut) / max(1, sum(v.numel() for v in cut))}  # fmt: skip
