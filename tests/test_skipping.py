@@ -117,7 +117,8 @@ def test_kept_rows_come_by_length_and_are_cut_to_their_own_longest() -> None:
 
 
 def test_every_micro_step_gets_something_and_every_row_goes_once() -> None:
-    whole = micro_batch([2, 3, 4, 1], [1, 1, 1, 1], [False, False, True, False])
+    whole = micro_batch([2, 3, 4, 1], [6, 6, 6, 4], [False, False, True, False])
+    whole["old_per_token_logps"] = torch.zeros(4, 4 + 2)  # Unsloth's: two columns of left padding more
     window = [{name: value if value.ndim == 0 else value[rows] for name, value in whole.items()}
               for rows in (slice(0, 2), slice(2, 4))]  # fmt: skip
     first, second = (parts_of(window, place, "grpo", 2, 0, gather=lambda count: count) for place in (0, 1))
@@ -126,6 +127,7 @@ def test_every_micro_step_gets_something_and_every_row_goes_once() -> None:
     assert blank["completion_mask"].tolist() == [[0]] and blank["prompt_mask"].tolist() == [[1]]
     assert blank["prompt_ids"].item() != 0, "Unsloth would take it for padding"
     assert blank["advantages"].item() == 0
+    assert first[0]["old_per_token_logps"].shape == (1, 6) and blank["old_per_token_logps"].shape == (1, 1)
 
 
 def test_processes_agree_on_the_number_of_rows() -> None:

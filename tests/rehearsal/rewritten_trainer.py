@@ -11,7 +11,7 @@ import pytest
 import seams
 import torch
 from conftest import ROOT, SMALL, TINY
-from test_fitting import close, updates
+from test_fitting import FOUR_OF_FOUR, close, updates
 from test_skipping import SIXTEEN
 from test_training import trained
 from test_verification import LEVELS, SETTINGS, build, one_thread, tiny  # noqa: F401  (fixtures)
@@ -57,6 +57,15 @@ def test_an_update_is_halved_and_rehearsed_without_a_trace(tiny: Path, overrides
     assert losses_rehearsed == losses and all(map(torch.equal, rehearsed, whole)) and said[0].startswith("rehearsed")
     _, halved, losses_halved, said = updates(tiny, *words, skip=skip, card=(3, "backward"))
     assert close(halved[0], whole[0]) and losses_halved[0] == pytest.approx(losses[0], abs=1e-5) and said
+
+
+@pytest.mark.parametrize("overrides", [[], ["grpo.num_iterations=2"]], ids=["one pass", "old log-probabilities"])
+def test_micro_steps_without_rows(tiny: Path, overrides: list[str]) -> None:  # noqa: F811
+    """Its log-probabilities are as wide as the longest left padding of the batch, of which a blank row has none."""
+    _, every, losses, _ = updates(tiny, *FOUR_OF_FOUR, *overrides, skip=False)
+    _, skipped, losses_skipped, _ = updates(tiny, *FOUR_OF_FOUR, *overrides)
+    assert close(skipped[0], every[0]) and losses_skipped[0] == pytest.approx(losses[0], abs=1e-5)
+    assert close(skipped[1], every[1]), "and on"
 
 
 def test_every_seam_is_called_for_what_it_is_read_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,12 +120,13 @@ def _part(joined: Batch, rows: Tensor, loss_type: str) -> Batch:
 
 
 def _trimmed(name: str, value: Any, longest: int, left: int, right: int) -> Any:
-    """Unsloth's log-probabilities are [rows, M + longest], M the longest left padding; both are cut at the end."""
+    """Unsloth's log-probabilities are [rows, M + longest], M the longest left padding; both are cut at the end. A blank
+    row alone has a shorter prompt than any that was asked: its M is 0."""
     if name in ("prompt_ids", "prompt_mask"):
         return value[:, left:]
     if not _has_rows(value) or value.ndim < 2 or value.shape[1] < longest:
         return value
-    return value[:, : value.shape[1] - right - (left if value.shape[1] > longest else 0)]
+    return value[:, : max(value.shape[1] - left, longest) - right]
 
 
 def _with_blank(name: str, value: Any, pad: int) -> Any:
