@@ -171,7 +171,7 @@ def load_weights(policy: Policy, folder: Path) -> None:
         except SafetensorError as error:
             raise UserError(f"{file} cannot be read ({error}). Without {folder} others are used.") from error
         with _gathered(model):
-            wrong |= set(load(model, saved).unexpected_keys)
+            wrong |= set(load(model, _in_pieces(saved, model)).unexpected_keys)
             wrong |= {n for n, value in held().items() if n in saved and not torch.equal(value, saved[n].to(value))}
         missing -= saved.keys()
     if wrong or missing:
@@ -185,6 +185,22 @@ def _tensors(model: Any) -> dict[str, Any]:
     tensors = model.state_dict()
     pieces = {name: value for name, value in tensors.items() if ".lora_" in name and hasattr(value, "full_tensor")}
     return tensors | {name: value.full_tensor() for name, value in pieces.items()}
+
+
+def _in_pieces(saved: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Saved tensors, cut as FSDP2 has cut the model's of their name. torch 2.11 copies none that is whole into one that
+    is in pieces; later versions do. All processes have to call this."""
+    from peft import get_peft_model_state_dict
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not any(isinstance(value, DTensor) for value in model.parameters()):
+        return saved
+    held = get_peft_model_state_dict(model, model.state_dict(), save_embedding_layers=False)
+    cut = {name: value for name, value in held.items() if name in saved and isinstance(value, DTensor)}
+    return saved | {
+        name: distribute_tensor(saved[name].to(like.device), like.device_mesh, like.placements)
+        for name, like in cut.items()
+    }
 
 
 @contextmanager

@@ -58,6 +58,8 @@ def _optimised(trainer: RecordingTrainer, watch: Watch, run: Run, checkpoint: Ch
     def keep() -> Trained:
         state = trainer.state
         trained = Trained(state.global_step, state.max_steps, trainer.train_seconds, watch.stop.why, watch.stop.code)
+        if trainer.broken:
+            return trained
         if trained.planned:  # else it did not get as far as the first step
             _written(trainer.policy, run, trained)
         if trained.steps < trained.planned or not trainer.ended:

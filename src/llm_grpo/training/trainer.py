@@ -30,6 +30,7 @@ from llm_grpo.training import fitting, sharing
 from llm_grpo.training.agreement import SURPRISE, agreement
 from llm_grpo.training.arguments import grpo_arguments, told_by_trl
 from llm_grpo.training.choosing import Choosing, choosing_of
+from llm_grpo.training.finite import FiniteUpdates
 from llm_grpo.training.loggers import dispensable
 from llm_grpo.training.recording import Recorder, reading, unparsed
 from llm_grpo.training.resuming import ResumingTrainer
@@ -67,6 +68,7 @@ class RecordingTrainer(ResumingTrainer):
         self._parts: list[dict[str, Any]] = []  # of the micro-step in hand
         self._parts_before: list[dict[str, Any]] = []  # of the micro-steps of this update that are done
         self.rehearse, self.say = False, print
+        self.broken = False  # its weights are no numbers (training/finite.py)
         rows = Dataset.from_dict({"problem": list(range(len(problems)))})
         with told_by_trl():
             super().__init__(*args, **kwargs, train_dataset=rows)
@@ -288,6 +290,7 @@ def build_trainer(
     watch.validation.metrics = trainer._metrics["train"]
     trainer.watch = watch
     trainer.rehearse, trainer.say = config.run.rehearse, watch.say
+    trainer.add_callback(FiniteUpdates(trainer))
     handler = trainer.callback_handler
     handler.callbacks = dispensable(handler.callbacks, config, watch.stop.console)
     return trainer

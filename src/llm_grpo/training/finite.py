@@ -1,0 +1,55 @@
+"""An update whose gradient is no number is left out, and weights that are none end the run before they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from llm_grpo import processes
+from llm_grpo.errors import UserError
+
+IN_A_ROW = 3  # updates without a usable gradient, at which a run ends: nothing is learned any more
+GO_ON = "Go on with --resume, which takes the last checkpoint, and"
+
+
+class FiniteUpdates(TrainerCallback):
+    """Before and after the optimiser, in every process. In float16 accelerate's scaler leaves such updates out."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.in_a_row = trainer, 0
+        self.learned = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        gradients = [parameter.grad for parameter in self.learned if parameter.grad is not None]
+        if self.trainer.accelerator.scaler is not None or are_numbers(gradients):
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        said = f"tep {state.global_step + 1}: its gradient is no number (NaN or infinite)"
+        if self.in_a_row == IN_A_ROW:
+            raise UserError(
+                f"S{said}, and neither were the {IN_A_ROW - 1} before: nothing is learned any more. What was learned "
+                f"before is saved. {GO_ON} a lower grpo.learning_rate or grpo.max_grad_norm."
+            )
+        self.trainer.say(f"s{said}; this update is left out.")
+        for parameter in self.learned:
+            parameter.grad = None  # an optimiser passes over what has none
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not are_numbers(self.learned):
+            self.trainer.broken = True  # nothing of it is written
+            raise UserError(
+                f"Step {state.global_step + 1} made weights that are no numbers (NaN or infinite), and they are not "
+                f"saved. {GO_ON} a lower grpo.learning_rate or another grpo.optim."
+            )
+
+
+def are_numbers(tensors: Iterable[Tensor]) -> bool:
+    """Whether all of them are finite, in all processes."""
+    own = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    mine = not own or bool(torch.stack(torch._foreach_norm(own, dtype=torch.float32)).isfinite().all())
+    return all(processes.of_all(mine))
