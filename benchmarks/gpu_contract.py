@@ -7,7 +7,7 @@ On the shipped small model with an adapter that changes what it says:
 - the log-probabilities of the engine's own samples against the trainer's;
 - a changed adapter changes the next answers;
 - the trainer's update against the float64 reference (docs/correctness.md), for the trainer that runs here: on
-  a GPU the one that Unsloth rewrote, with its sequence packing as UNSLOTH_GRPO_SEQ_PACKING says. Of every two groups one
+  a GPU the one that Unsloth rewrote, with its sequence packing as UNSLOTH_GRPO_SEQ_PACKING says. Every second group
   teaches nothing, so that rows are left out and whole micro-steps are without any.
 """
 
@@ -54,7 +54,8 @@ def build(engine: str, precision: str, folder: Path) -> tuple[Any, Any, Any]:
     """(policy, trainer, problems) of the demo config on that engine, with a LoRA that is no longer zero."""
     overrides = [f"rollouts.engine={engine}", f"model.load_in_4bit={str(precision == '4bit').lower()}",
                  f"run.output_dir={folder}", "grpo.max_steps=2", "grpo.per_device_train_batch_size=4",
-                 "grpo.gradient_accumulation_steps=8", "rewards=[{name: 'benchmarks/gpu_contract.py:every_second', workers: 0}]",
+                 "grpo.gradient_accumulation_steps=8",
+                 "rewards=[{name: 'benchmarks/gpu_contract.py:every_second', workers: 0}]",
                  "grpo.vllm_importance_sampling_mode=token_truncate", "evaluation.every_steps=0",
                  "grpo.save_strategy=no", "model.gpu_memory_utilization=0.2"]  # fmt: skip
     config = load_config(ROOT / "configs" / "demo.yaml", overrides, environment={})

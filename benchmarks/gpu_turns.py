@@ -3,11 +3,11 @@
     python benchmarks/gpu_turns.py --shape 3b                    (configs/grpo_64.yaml; 24 GB)
     python benchmarks/gpu_turns.py --shape 0.5b --configs configs/grpo.yaml configs/grpo_64.yaml
 
-For each config two processes load the same model of random weights: src/train.py, and benchmarks/bare_grpo.py with the
-same settings. Their reward function hands the turn on: one process at a time generates and updates, and what is timed is
-from one call of it to the next, a whole step. Every second step the answers of half of the groups are all worth the same,
-as in real training, where such rows teach nothing: bare TRL computes them, we do not. Random weights seldom end an
-answer, so all are as long as allowed; what shorter ones save is not in these numbers.
+For each config two processes load the same model of random weights: src/train.py, and benchmarks/bare_grpo.py with
+the same settings. Their reward function hands the turn on: one process at a time generates and updates, and what is
+timed is from one call of it to the next, a whole step. Every second step the answers of half of the groups are worth
+the same, as in real training, where such rows teach nothing: bare TRL computes them, we do not. Random weights seldom
+end an answer, so all are as long as allowed; what shorter ones save is not in these numbers.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from llm_grpo.problems import check_data, prepare, worked
 from llm_grpo.prompts import render
 from llm_grpo.tasks import build_task
 from llm_grpo.training.sft import _rows, learn_solutions
+from llm_grpo.training.sharing import Folded
 from llm_grpo.training.watching import ProgressBar
 
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -95,6 +96,25 @@ def test_the_first_loss_is_that_of_the_base_on_the_answers(tmp_path: Path) -> No
     (logged,) = (row["loss"] for row in runs.read_jsonl(run.sft_metrics))
     assert logged == pytest.approx(told / tokens, rel=1e-4)
     assert logged != pytest.approx(all_told / all_tokens, rel=0.1)
+
+
+def test_what_all_prompts_begin_with_is_read_once(tmp_path: Path, monkeypatch) -> None:
+    """The same losses and weights, where layers are not computed again; and it was at work."""
+    apart, real = [], Folded.inputs
+    monkeypatch.setattr(Folded, "inputs", lambda self, model: apart.append(len(self.beginning)) or real(self, model))
+    found = []
+    for checkpointing in ("true", "false"):
+        words = ("prompt={examples: 2}", f"grpo.gradient_checkpointing={checkpointing}")
+        config = demo(tmp_path / checkpointing, *words)
+        run = runs.create(config)
+        policy, _ = learn(config, run)
+        rows = list(runs.read_jsonl(run.sft_metrics))
+        weights = torch.cat([p.detach().flatten() for p in policy.model.parameters() if p.requires_grad])
+        found.append((weights, [row["loss"] for row in rows], [row["num_tokens"] for row in rows], len(apart)))
+    (every, losses, tokens, none), (once, losses_once, tokens_once, all_of_them) = found
+    assert none == 0 and all_of_them == 6 and min(apart) > 20, "twice as cheap, and so it is done"
+    assert losses_once == pytest.approx(losses, abs=1e-4) and tokens_once == tokens
+    assert torch.allclose(once, every, atol=1e-4)
 
 
 def test_an_sft_that_was_stopped_goes_on_and_one_that_is_done_is_not_repeated(tmp_path: Path, monkeypatch) -> None:

@@ -11,7 +11,8 @@ from test_skipping import SIXTEEN, no_noise, recording, same
 from test_verification import GROUPS_OF_8, build, one_thread, tiny  # noqa: F401
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from llm_grpo.training.sharing import Folded, why_not
+from llm_grpo.training import sharing
+from llm_grpo.training.sharing import Folded, keeps_a_past, why_not
 from llm_grpo.verification import subject, verify_update
 
 QWEN = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -59,6 +60,66 @@ def test_every_answer_sees_what_it_saw(model: Any) -> None:
     assert len(folded.ids) == 4 and torch.allclose(found, expected, atol=1e-5)
 
 
+def begun(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows behind so many tokens that all prompts begin with."""
+    ids, mask = rows()
+    torch.manual_seed(1)
+    common = torch.randint(1, 64, (tokens,))
+    padding = (mask[:, :5] == 0).sum(dim=1)
+    ids = torch.nn.functional.pad(ids, (tokens, 0))
+    for row, pad in enumerate(padding.tolist()):
+        ids[row, pad : pad + tokens] = common
+        mask_row = torch.cat([torch.zeros(pad, dtype=mask.dtype), torch.ones(tokens + 5 - pad, dtype=mask.dtype)])
+        mask = mask if row else torch.nn.functional.pad(mask, (tokens, 0))
+        mask[row, : tokens + 5] = mask_row
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize(
+    "model", [Qwen2ForCausalLM(Qwen2Config(**QWEN)), GPT2LMHeadModel(GPT2Config(**GPT2, **STILL))],
+    ids=["relative positions", "learned positions"],
+)  # fmt: skip
+def test_what_all_prompts_begin_with_is_read_once(model: Any) -> None:
+    """Log-probabilities and gradients of all weights, against rows that read all of their own."""
+    ids, mask = begun(20)
+    weight = torch.linspace(1, 2, 20).view(5, 4)
+
+    def of_folded(apart: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        folded = Folded(ids, mask, 4, apart)
+        assert len(folded.beginning) == (20 if apart else 0)
+        inputs = folded.inputs(model)
+        labels = inputs.pop("labels")[:, 1:].clamp(min=0)
+        logps = model(**inputs).logits.log_softmax(-1)[:, :-1].gather(2, labels[..., None]).squeeze(2)
+        model.zero_grad()
+        found = folded.unfold(logps)
+        (found * weight).sum().backward()
+        return found.detach(), [p.grad.clone() for p in model.parameters()]
+
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    plain = model(ids, attention_mask=mask, position_ids=positions).logits.log_softmax(-1)[:, 24:-1]
+    expected = plain.gather(2, ids[:, 25:, None]).squeeze(2) * mask[:, 25:]
+    model.zero_grad()
+    (expected * weight).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    for apart in (False, True):
+        found, of_weights = of_folded(apart)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(of_weights, gradients, strict=True))
+
+
+def test_where_a_beginning_stays_in_the_rows() -> None:
+    """One that is short, of one prompt alone, or where layers are computed again."""
+    for ids, mask in (begun(15), (begun(20)[0][:2], begun(20)[1][:2])):
+        assert len(Folded(ids, mask, 4, apart=True).beginning) == 0
+    ids, mask = begun(20)
+    alike = Folded(ids[[0, 0, 4]], mask[[0, 0, 4]], 4, apart=True)
+    assert len(alike.ids) == 2 and alike.ids.shape[1] == 4 + 2 * 5, "two answers behind one rest of a prompt"
+    model = Qwen2ForCausalLM(Qwen2Config(**QWEN))
+    assert keeps_a_past(model)
+    model.gradient_checkpointing_enable()
+    assert not keeps_a_past(model)
+
+
 @pytest.mark.parametrize(
     ("folded", "rows_of", "hidden", "answer", "why"),
     [
@@ -70,7 +131,7 @@ def test_every_answer_sees_what_it_saw(model: Any) -> None:
 )
 def test_where_it_pays(folded: tuple, rows_of: tuple, hidden: int, answer: bool, why: str) -> None:
     found = object.__new__(Folded)
-    found.ids, found.plain = torch.empty(folded), rows_of
+    found.ids, found.plain, found.beginning = torch.empty(folded), rows_of, torch.empty(0)
     assert found.pays(hidden) == answer, why
 
 
@@ -93,16 +154,23 @@ def test_the_update_is_the_formula(tiny: Path, overrides: list[str], monkeypatch
     assert found.ok and shared, found
 
 
-def test_the_update_with_and_without(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_the_update_with_and_without(tiny: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: str) -> None:  # noqa: F811
     monkeypatch.setattr(Folded, "pays", lambda *_: True)
-    trainer = build(tiny, *SIXTEEN, "grpo.beta=0.0", rewards=(no_noise,), kind=recording)
+    real, apart = Folded.inputs, []
+    words = (*SIXTEEN, "grpo.beta=0.0", f"grpo.gradient_checkpointing={checkpointing}")
+    monkeypatch.setattr(sharing, "BEGINNING", 1)
+    monkeypatch.setattr(Folded, "inputs", lambda self, model: apart.append(len(self.beginning)) or real(self, model))
+    trainer = build(tiny, *words, rewards=(no_noise,), kind=recording)
+    if checkpointing == "true":  # as trainer.train() does
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     batch, found = subject.generate(trainer), []
     settings = subject.settings_of(trainer)
     for trainer.shares in (True, False):
         with subject.undisturbed(trainer):
             loss, gradients = subject.update(trainer, batch, settings)
             found.append((float(loss), {name: gradient.clone() for name, gradient in gradients.items()}))
-    assert trainer.skip and same(found)
+    assert trainer.skip and same(found) and any(apart) == (checkpointing == "false")
 
 
 # --- where prompts are not shared -----------------------------------------------------------------------------------

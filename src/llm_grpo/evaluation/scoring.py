@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
+from llm_grpo import processes
 from llm_grpo.config.schema import Config
 from llm_grpo.diagnosis.prospects import prospects
 from llm_grpo.evaluation.comparison import bootstrap_interval, majority_is_right, pass_at_k, wilson_interval
@@ -77,7 +78,16 @@ def sampling_of(config: Config, samples: int) -> Sampling | None:
 def score(
     task: Task, problems: Sequence[Problem], completions: Sequence[Completion], rewards: Sequence[Reward]
 ) -> list[Scored]:
-    """Judge and score one completion per problem, through the very functions the trainer uses."""
+    """Judge and score one completion per problem, through the very functions the trainer uses. Of several processes
+    each does a part, as in training: a judge that costs money is paid once."""
+    if len(problems) >= processes.count():
+        return processes.shared_out(lambda *own: _scored(task, *own, rewards), problems, completions)
+    return _scored(task, problems, completions, rewards)  # a reward is not called with nothing
+
+
+def _scored(
+    task: Task, problems: Sequence[Problem], completions: Sequence[Completion], rewards: Sequence[Reward]
+) -> list[Scored]:
     examples = [problem.example for problem in problems]
     messages = [[{"role": "assistant", "content": completion.answer}] for completion in completions]
     prompts = [list(problem.messages) for problem in problems]

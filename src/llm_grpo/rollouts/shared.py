@@ -21,12 +21,10 @@ class SharedEngine:
         self, prompts: Sequence[Sequence[Message]], sampling: Sampling, on_done: Callable[[int], None] | None = None
     ) -> list[list[Completion]]:
         """completions_by_prompt, the same in all processes."""
-        rank, count = processes.rank(), processes.count()
         if sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + rank)
-        all_done = on_done and (lambda done: on_done(done * count))
-        answers = processes.of_all(processes.together(self.engine.generate)(prompts[rank::count], sampling, all_done))
-        return [answers[place % count][place // count] for place in range(len(prompts))]
+            sampling = replace(sampling, seed=sampling.seed + processes.rank())
+        all_done = on_done and (lambda done: on_done(done * processes.count()))
+        return processes.shared_out(lambda own: self.engine.generate(own, sampling, all_done), prompts)
 
 
 def shared(engine: Engine) -> Engine:

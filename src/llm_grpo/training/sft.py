@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -29,12 +31,45 @@ from llm_grpo.prompts import begun_thought, render
 from llm_grpo.records import Problem, Task
 from llm_grpo.rollouts import stop_tokens
 from llm_grpo.runs import Run
+from llm_grpo.training import sharing
 from llm_grpo.training.arguments import device_arguments, told_by_trl
 from llm_grpo.training.stopping import GentleStop
 from llm_grpo.training.watching import MetricsFile, ProgressBar
 
 AS_IN_GRPO = ("optim", "adam_beta1", "adam_beta2", "weight_decay", "gradient_checkpointing", "save_steps",
               "logging_nan_inf_filter")  # fmt: skip
+
+
+class Solutions(SFTTrainer):
+    """TRL's, with what all prompts begin with read once for a batch, where that costs less (training/sharing.py)."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with self.accelerator.autocast():
+            folded = self._folded(inputs)
+        if folded is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        tokens = self._total_train_tokens + int(inputs["attention_mask"].sum())
+        loss = super().compute_loss(model, folded, *args, **kwargs)
+        self._total_train_tokens = tokens  # a mask of who sees whom is no count of them
+        self._metrics["train"]["num_tokens"] = [tokens]
+        return loss
+
+    def _folded(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        if sharing.why_not(self.model) or not sharing.keeps_a_past(self.model):
+            return None
+        learned, there = inputs["labels"] != -100, inputs["attention_mask"].bool()
+        asked = [ids[row] for ids, row in zip(inputs["input_ids"], there & ~learned, strict=True)]
+        answers = [ids[row] for ids, row in zip(inputs["input_ids"], learned, strict=True)]
+        ids, mask = (torch.cat([_padded(asked, "left", ones), _padded(answers, "right", ones)], dim=1)
+                     for ones in (False, True))  # fmt: skip
+        folded = sharing.Folded(ids, mask, max(map(len, answers)), apart=True)
+        return folded.inputs(self.model) if folded.pays(self.model.config.hidden_size) else None
+
+
+def _padded(rows: Sequence[Tensor], side: str, ones: bool) -> Tensor:
+    """Rows in one tensor, zero where there is nothing; with `ones` the mask of it."""
+    rows = [torch.ones_like(row) for row in rows] if ones else rows
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side)
 
 
 class Seal(TrainerCallback):
@@ -77,7 +112,7 @@ def learn_solutions(
         )
     seal = Seal(checkpoints.facts(config, task.load, made_with(policy.engine.name)), stop)
     with told_by_trl():
-        trainer = SFTTrainer(
+        trainer = Solutions(
             model=policy.model,
             processing_class=policy.tokenizer,
             args=_arguments(config, run),

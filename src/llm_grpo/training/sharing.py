@@ -3,6 +3,10 @@
 An answer sees the prompt and itself, at the positions it would have behind the prompt, so its log-probabilities and
 every gradient are what they were, up to the order in which floats are added. One forward pass of an ordinary model does
 it: the mask says who sees whom. The last token of the prompt stands before each answer, since it predicts its first.
+
+What all prompts begin with (a system prompt, worked examples) goes through it once for all of them, where nothing is
+computed again in the backward pass (grpo.gradient_checkpointing): its keys and values are the rows' past, and pass
+their gradients back.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from llm_grpo import processes
 from llm_grpo.policy import is_rewritten
-from llm_grpo.rollouts.sampled import attends_to_everything
+from llm_grpo.rollouts.sampled import BEGINNING, attends_to_everything, decoder_of
 
 
 def why_not(model: Any) -> str | None:
@@ -35,13 +41,19 @@ def _drops(model: Any) -> bool:
     return by_layer or bool(getattr(model.config, "attention_dropout", 0.0))
 
 
+def keeps_a_past(model: Any) -> bool:
+    """Whether rows can have a past with gradients. A recomputed layer is given none, and a wrapper of several processes
+    has to see every pass."""
+    return processes.count() == 1 and not decoder_of(model).is_gradient_checkpointing
+
+
 def score(
     model: Any, hidden: int, ids: Tensor, mask: Tensor, answer_tokens: int, batch_size: int | None = None, **_: Any
 ) -> tuple[Tensor, Tensor | None, None] | None:
     """What TRL's `_get_per_token_logps_and_entropies` says of the same rows, batch_size at once; None where a row for
     each answer costs less."""
-    size = batch_size or len(ids)
-    folded = [Folded(ids[i : i + size], mask[i : i + size], answer_tokens) for i in range(0, len(ids), size)]
+    size, apart = batch_size or len(ids), keeps_a_past(model)
+    folded = [Folded(ids[i : i + size], mask[i : i + size], answer_tokens, apart) for i in range(0, len(ids), size)]
     if not all(rows.pays(hidden) for rows in folded):
         return None
     logprobs, entropies = zip(*(rows.scored_by(model) for rows in folded), strict=True)
@@ -51,22 +63,25 @@ def score(
 class Folded:
     """Rows of TRL's, [N, M + C] with left-padded prompts, folded into one row a prompt.
 
-    ids, positions, labels: [G, T]; mask: [G, 1, T, T], True where a token (third axis) sees another. `unfold` puts what
-    the model says of the labels, [G, T - 1], where TRL has it: [N, C], zero where there is no token.
+    beginning: [B], what all prompts begin with, where it is read apart. ids, positions, labels: [G, T], of the rest;
+    mask: [G, 1, T, B + T], True where a token (third axis) sees another. `unfold` puts what the model says of the
+    labels, [G, T - 1], where TRL has it: [N, C], zero where there is no token.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor, answer_tokens: int) -> None:
+    def __init__(self, ids: Tensor, mask: Tensor, answer_tokens: int, apart: bool = False) -> None:
         start = ids.shape[1] - answer_tokens
         given = torch.cat([ids[:, :start], mask[:, :start]], dim=1)
         _, of_prompt = given.unique(dim=0, return_inverse=True)
         lengths, self.plain, self.width = mask[:, start:].sum(dim=1).tolist(), tuple(ids.shape), answer_tokens
-        rows: dict[int, list[tuple[Tensor, int, int, bool]]] = {}  # pieces: tokens, first position, owner, an answer
+        prompts = {prompt: ids[row, :start][mask[row, :start].bool()] for row, prompt in enumerate(of_prompt.tolist())}
+        begun = _in_common(list(prompts.values())) if apart and len(prompts) > 1 else 0
+        self.beginning = next(iter(prompts.values()))[:begun]
+        # pieces: tokens, first position, owner, an answer
+        rows = {prompt: [(known[begun:-1], begun, 0, False)] for prompt, known in prompts.items()}
+        ends = {prompt: len(known) - 1 - begun for prompt, known in prompts.items()}
         self.places: list[tuple[int, int, int]] = []  # of each row: its prompt's, where its first token stands, length
-        ends: dict[int, int] = {}
         for row, (prompt, length) in enumerate(zip(of_prompt.tolist(), lengths, strict=True)):
-            known = ids[row, :start][mask[row, :start].bool()]
-            if prompt not in rows:
-                rows[prompt], ends[prompt] = [(known[:-1], 0, 0, False)], len(known) - 1
+            known = prompts[prompt]
             answer = torch.cat([known[-1:], ids[row, start : start + length]])
             self.places.append((prompt, ends[prompt], length))
             rows[prompt].append((answer, len(known) - 1, row + 1, True))
@@ -84,24 +99,45 @@ class Folded:
                     self.labels[prompt, at + 1 : end] = tokens[1:]
                 at = end
         seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
-        self.mask = (seen & torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril())[:, None]
+        seen &= torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril()
+        self.mask = torch.nn.functional.pad(seen, (begun, 0), value=True)[:, None]
 
     def pays(self, hidden: int) -> bool:
         """Whether the rows [prompt, answers] cost less than an answer's own each, in a model of that width.
 
         By the products of a decoder's layer: 24 hidden^2 a token, and 4 hidden a pair of tokens for the attention.
         """
-        folded, longest = self.ids.shape
-        rows, width = self.plain
-        return folded * longest * (6 * hidden + longest) < rows * width * (6 * hidden + width)
+        (folded, longest), (rows, width), begun = self.ids.shape, self.plain, len(self.beginning)
+        cost = folded * longest * (6 * hidden + begun + longest) + begun * (6 * hidden + begun)
+        return cost < rows * width * (6 * hidden + width)
+
+    def inputs(self, model: Any) -> dict[str, Any]:
+        """What a model with TRL's head is called with."""
+        past = None
+        if len(self.beginning):
+            past = DynamicCache(config=decoder_of(model).config)
+            positions = torch.arange(len(self.beginning), device=self.ids.device)[None]
+            decoder_of(model)(
+                input_ids=self.beginning[None], position_ids=positions, past_key_values=past, use_cache=True
+            )
+            past.batch_repeat_interleave(len(self.ids))
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions,
+                "past_key_values": past, "labels": self.labels}  # fmt: skip
 
     def scored_by(self, model: Any) -> tuple[Tensor, Tensor | None]:
         """(log-probabilities, entropies) of the answers, [N, C], by a model with TRL's head."""
-        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
-        said = model(**inputs, labels=self.labels, fused_lm_head=True)
+        said = model(**self.inputs(model), fused_lm_head=True)
         return self.unfold(said.log_probs), None if said.entropy is None else self.unfold(said.entropy)
 
     def unfold(self, values: Tensor) -> Tensor:
         rows = [values[prompt, start : start + length] for prompt, start, length in self.places]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return torch.nn.functional.pad(padded, (0, self.width - padded.shape[1]))
+
+
+def _in_common(prompts: list[Tensor]) -> int:
+    """How many tokens all of them begin with; 0 where they are few. The last of each stands before its answers."""
+    shortest = min(map(len, prompts)) - 1
+    same = torch.stack([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts]).all(dim=0)
+    found = int(same.cumprod(dim=0).sum())
+    return found if found >= BEGINNING else 0
