@@ -5,10 +5,10 @@
     python benchmarks/cards.py --cards 2           (no card: two processes on the CPU, without the parts that need one)
 
 On the shipped model (proof): torchrun over all cards; a vLLM server on the last card and the trainers on the others,
-all of the policy in each, cut by FSDP2, and by DeepSpeed where it is installed. Of each: whether it ended, whether every
-answer of every step was recorded once, and the gap between engine and trainer. On random weights of a published shape
-(speed): configs/multi_gpu.yaml on one card and on all, so 8 and N x 8 answers a step; benchmarks/scaling.py says what to
-expect. Logs lie in outputs/cards; the result is written to benchmarks/results/ after each part.
+all of the policy in each, cut by FSDP2, and by DeepSpeed where it is installed. Of each: whether it ended, whether all
+answers of all steps were recorded once, and the gap between engine and trainer. On random weights of a published shape
+(speed): configs/multi_gpu.yaml on one card and on all, so 8 and N x 8 answers a step; benchmarks/scaling.py says what
+to expect. Logs lie in outputs/cards; the result is written to benchmarks/results/ after each part.
 """
 
 from __future__ import annotations
