@@ -1,5 +1,6 @@
 # make demo  sets up .venv and trains the shipped small model on a CPU, in minutes
 # make test  sets up .venv and runs the tests
+# make test-real  those on a pretrained model, SmolLM2-135M, which it fetches (540 MB)
 #
 # On Linux PyPI's torch is the CUDA build, gigabytes of it. A laptop is better off with
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -7,13 +8,19 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-real lint clean
 
 demo: .venv/ready
 	.venv/bin/python src/train.py --config configs/demo.yaml --overwrite
 
 test: .venv/ready-for-tests
 	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+test-real: .venv/ready-for-tests models/SmolLM2-135M-Instruct/config.json
+	.venv/bin/python -m pytest -m real
+
+models/SmolLM2-135M-Instruct/config.json: .venv/ready
+	.venv/bin/python examples/get_smollm2.py
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check .

@@ -3,6 +3,7 @@ and the same update as one process makes of the same batch."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -130,6 +131,30 @@ try:
 except processes.UserError as error:
     print(type(error).__name__, flush=True)
 """
+
+
+def test_sft_of_two_processes_and_a_resume_to_the_bit(tmp_path: Path) -> None:
+    """The solutions of one step are shared out; and what is done again after a checkpoint ends where it ended."""
+    words = ["src/train.py", "--config", "configs/demo.yaml", *SMALL, "evaluation.limit=8", "evaluation.every_steps=0"]
+    sft = "sft={{steps: 4, batch_size: {}, learning_rate: 1e-3}}"
+    of_two = torchrun(*words, sft.format(4), f"run.output_dir={tmp_path}")
+    assert of_two.returncode == 0, of_two.stdout + of_two.stderr
+    of_one = run_script(*words, sft.format(8), f"run.output_dir={tmp_path / 'one'}", "grpo.max_steps=1")
+    assert of_one.returncode == 0, of_one.stdout + of_one.stderr
+    run, alone = runs.find(tmp_path / "demo"), runs.find(tmp_path / "one" / "demo")
+    losses = [[row["loss"] for row in read_jsonl(each.sft_metrics)] for each in (run, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 4
+
+    again = runs.Run(Path(shutil.copytree(run.folder, tmp_path / "again" / "demo")))
+    assert again.last_checkpoint().step == 4
+    shutil.rmtree(again.last_checkpoint().folder)
+    for gone in (again.summary, again.progress):
+        gone.unlink()
+    done = torchrun(*words[:3], "--resume", *words[3:], sft.format(4), f"run.output_dir={tmp_path / 'again'}")
+    assert done.returncode == 0 and "--resume: step 2" in done.stdout, done.stdout + done.stderr
+    (file,) = run.last.glob("*.safetensors")
+    first, second = load_file(file), load_file(again.last / file.name)
+    assert all(first[name].equal(second[name]) for name in first | second)
 
 
 def test_one_process_makes_the_folder(tmp_path: Path) -> None:
