@@ -19,7 +19,7 @@ test: .venv/ready-for-tests
 test-real: .venv/ready-for-tests models/SmolLM2-135M-Instruct/config.json
 	.venv/bin/python -m pytest -m real
 
-models/SmolLM2-135M-Instruct/config.json: .venv/ready
+models/SmolLM2-135M-Instruct/config.json: | .venv/ready
 	.venv/bin/python examples/get_smollm2.py
 
 lint: .venv/ready-for-tests

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-GROUP, WARM_UP, LIMIT_S = 8, 2, 120  # answers of a prompt; updates that are not timed (compilation); wait for a turn
+GROUP, WARM_UP, LIMIT_S = 8, 2, 600  # answers of a prompt; updates that are not timed (compilation); wait for a turn
 STATE: dict[str, Any] = {"calls": 0}
 
 
@@ -54,7 +54,9 @@ def in_turns(prompts: list[Any], completions: list[Any], **_: Any) -> list[float
 
 def wait(until: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not until() and time.monotonic() < end:
+    while not until():
+        if time.monotonic() > end:
+            raise TimeoutError(f"another process has not handed on its turn within {seconds} s")
         time.sleep(0.002)
 
 
@@ -81,7 +83,11 @@ def commands(args: argparse.Namespace) -> dict[str, tuple[list[str], int]]:
         ours, bare = f"ours-{path.stem}", f"bare-{path.stem}"
         precision, engine = "4bit" if args.gpu else "16bit", "unsloth" if args.gpu else "transformers"
         words = settings(args, args.shape, engine, precision, ours)
-        words += ["rewards=[{name: 'benchmarks/gpu_turns.py:in_turns', workers: 0}]", "evaluation.limit=1"]
+        words += [
+            "rewards=[{name: 'benchmarks/gpu_turns.py:in_turns', workers: 0}]",
+            "evaluation.limit=1",
+            "grpo.optim=adamw_torch_fused",
+        ]  # 8-bit AdamW made NaN of random 0.5b weights, ours and bare
         config = load_config(path, words, environment={})
         at_once = config.grpo["per_device_train_batch_size"] * config.grpo["gradient_accumulation_steps"]
         found[ours] = [sys.executable, "src/train.py", "--config", str(path), "--overwrite", *words], at_once

@@ -67,6 +67,15 @@ def test_broken_weights_are_not_saved(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["step"] for row in runs.read_jsonl(run.metrics)] == [1, 2, 3, 4, 5]
 
 
+def test_broken_weights_of_sft_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil = lambda *a, **k: spoiled(*a, at=(2,), what="weight", hook=after, **k)  # noqa: E731
+    monkeypatch.setattr(FiniteUpdates, "on_optimizer_step", spoil)
+    with pytest.raises(train.UserError, match="Step 2 made weights.*goes on from .*checkpoint-1"):
+        run_it(tmp_path, "sft={steps: 3, batch_size: 4, learning_rate: 1e-3}")
+    run = runs.find(tmp_path / "demo")
+    assert [folder.name for folder in run.sft.glob("checkpoint-*")] == ["checkpoint-1"] and not run.warm.exists()
+
+
 def test_what_a_number_is() -> None:
     finite = [torch.ones(2, dtype=torch.float16) * 60_000, torch.zeros(3)]
     assert are_numbers([]) and are_numbers(finite), "a norm that float16 does not hold is one all the same"

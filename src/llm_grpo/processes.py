@@ -118,9 +118,11 @@ def together(function: Callable[..., T]) -> Callable[..., T]:
     return called
 
 
-def shared_out(make: Callable[..., list[T]], *columns: Sequence[Any]) -> list[T]:
-    """What `make` says of every row of the columns, the same in all processes; each does every count-th of them."""
+def shared_out(make: Callable[..., list[T]], *columns: Sequence[Any], block: int = 1) -> list[T]:
+    """What `make` says of every row of the columns, the same in all processes; each does every count-th block."""
     if count() == 1:
         return make(*columns)
-    found = of_all(together(make)(*(column[rank() :: count()] for column in columns)))
-    return [found[place % count()][place // count()] for place in range(len(columns[0]))]
+    whose = [row // block % count() for row in range(len(columns[0]))]
+    own = [[value for value, who in zip(column, whose, strict=True) if who == rank()] for column in columns]
+    found = [iter(rows) for rows in of_all(together(make)(*own))]
+    return [next(found[who]) for who in whose]

@@ -29,6 +29,7 @@ from llm_grpo.problems import prepare  # noqa: E402
 from llm_grpo.records import Reward  # noqa: E402
 from llm_grpo.tasks import build_task  # noqa: E402
 from llm_grpo.training.arguments import check_arguments  # noqa: E402
+from llm_grpo.training.finite import FiniteUpdates  # noqa: E402
 from llm_grpo.training.trainer import RecordingTrainer, build_trainer  # noqa: E402
 from llm_grpo.training.watching import watch  # noqa: E402
 
@@ -87,6 +88,8 @@ def main(folder: Path, *overrides: str) -> None:
     trainer.train()
     policies.save_weights(policy, folder / str(PROCESSES))
     cut = [value for value in policy.model.parameters() if isinstance(value, DTensor)]
+    (guard,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, FiniteUpdates))
+    assert bool(cut) == any(isinstance(value, DTensor) for value in guard.learned), "it looks at what is trained"
     for value in policy.model.parameters():
         if value.requires_grad:
             (value.to_local() if isinstance(value, DTensor) else value).data.zero_()

@@ -40,7 +40,7 @@ def evaluate(
     if samples is not None:
         groups = engine.generate(prompts, samples, on_done)
         asked = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
-        drawn = iter(score(task, asked, [completion for group in groups for completion in group], rewards))
+        drawn = iter(score(task, asked, [completion for group in groups for completion in group], rewards, samples.n))
         scored = [[next(drawn) for _ in group] for group in groups]
         report["sampled"] = _sampled(scored, samples)
         for entry, group in zip(report["items"], scored, strict=True):
@@ -76,12 +76,16 @@ def sampling_of(config: Config, samples: int) -> Sampling | None:
 
 
 def score(
-    task: Task, problems: Sequence[Problem], completions: Sequence[Completion], rewards: Sequence[Reward]
+    task: Task,
+    problems: Sequence[Problem],
+    completions: Sequence[Completion],
+    rewards: Sequence[Reward],
+    group: int = 1,
 ) -> list[Scored]:
     """Judge and score one completion per problem, through the very functions the trainer uses. Of several processes
-    each does a part, as in training: a judge that costs money is paid once."""
-    if len(problems) >= processes.count():
-        return processes.shared_out(lambda *own: _scored(task, *own, rewards), problems, completions)
+    each does a part, as in training, and `group` rows stay together: a judge that costs money is paid once."""
+    if len(problems) >= group * processes.count():
+        return processes.shared_out(lambda *own: _scored(task, *own, rewards), problems, completions, block=group)
     return _scored(task, problems, completions, rewards)  # a reward is not called with nothing
 
 

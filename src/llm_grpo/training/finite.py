@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from llm_grpo import processes
+from llm_grpo import checkpoints, processes
 from llm_grpo.errors import UserError
 
 IN_A_ROW = 3  # updates without a usable gradient, at which a run ends: nothing is learned any more
-GO_ON = "Go on with --resume, which takes the last checkpoint, and"
 
 
 class FiniteUpdates(TrainerCallback):
-    """Before and after the optimiser, in every process. In float16 accelerate's scaler leaves such updates out."""
+    """Before and after the optimiser, in every process. In float16 accelerate's scaler leaves such updates out, and
+    DeepSpeed steps within its backward pass, where nobody looks on."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.in_a_row = trainer, 0
-        self.learned = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """Asked anew each time: FSDP2 puts others in their place."""
+        return [parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         gradients = [parameter.grad for parameter in self.learned if parameter.grad is not None]
@@ -31,21 +36,30 @@ class FiniteUpdates(TrainerCallback):
         self.in_a_row += 1
         said = f"tep {state.global_step + 1}: its gradient is no number (NaN or infinite)"
         if self.in_a_row == IN_A_ROW:
-            raise UserError(
+            raise _ended(
                 f"S{said}, and neither were the {IN_A_ROW - 1} before: nothing is learned any more. What was learned "
-                f"before is saved. {GO_ON} a lower grpo.learning_rate or grpo.max_grad_norm."
+                f"before is saved: a new run goes on from the last checkpoint in {args.output_dir} (lora.from), with a "
+                "lower grpo.learning_rate or grpo.max_grad_norm."
             )
         self.trainer.say(f"s{said}; this update is left out.")
         for parameter in self.learned:
             parameter.grad = None  # an optimiser passes over what has none
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not are_numbers(self.learned):
-            self.trainer.broken = True  # nothing of it is written
-            raise UserError(
-                f"Step {state.global_step + 1} made weights that are no numbers (NaN or infinite), and they are not "
-                f"saved. {GO_ON} a lower grpo.learning_rate or another grpo.optim."
-            )
+        if are_numbers(self.learned):
+            return
+        self.trainer.broken = True  # nothing of it is written
+        newest = checkpoints.newest(Path(args.output_dir), hashes=False)
+        start = f"A new run goes on from {newest.folder} (lora.from)" if newest else "Start another run"
+        raise _ended(
+            f"Step {state.global_step + 1} made weights that are no numbers (NaN or infinite), and they are not saved. "
+            f"{start}, with a lower grpo.learning_rate or another grpo.optim."
+        )
+
+
+def _ended(said: str) -> UserError:
+    """Of several processes the first says it, and has the time to save."""
+    return UserError(said) if processes.is_first() else processes.ToldByTheFirst(said)
 
 
 def are_numbers(tensors: Iterable[Tensor]) -> bool:

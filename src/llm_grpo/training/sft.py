@@ -7,6 +7,7 @@ adapter_sft/ (or model_sft/) at the end; sft/ has a line a step and checkpoints 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from llm_grpo.rollouts import stop_tokens
 from llm_grpo.runs import Run
 from llm_grpo.training import sharing
 from llm_grpo.training.arguments import device_arguments, told_by_trl
+from llm_grpo.training.finite import FiniteUpdates
 from llm_grpo.training.stopping import GentleStop
 from llm_grpo.training.watching import MetricsFile, ProgressBar
 
@@ -42,6 +44,8 @@ AS_IN_GRPO = ("optim", "adam_beta1", "adam_beta2", "weight_decay", "gradient_che
 
 class Solutions(SFTTrainer):
     """TRL's, with what all prompts begin with read once for a batch, where that costs less (training/sharing.py)."""
+
+    shares, broken = True, False  # rollouts.skip; its weights are no numbers (training/finite.py)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with self.accelerator.autocast():
@@ -55,7 +59,7 @@ class Solutions(SFTTrainer):
         return loss
 
     def _folded(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        if sharing.why_not(self.model) or not sharing.keeps_a_past(self.model):
+        if not self.shares or sharing.why_not(self.model) or not sharing.keeps_a_past(self.model):
             return None
         learned, there = inputs["labels"] != -100, inputs["attention_mask"].bool()
         asked = [ids[row] for ids, row in zip(inputs["input_ids"], there & ~learned, strict=True)]
@@ -63,6 +67,7 @@ class Solutions(SFTTrainer):
         ids, mask = (torch.cat([_padded(asked, "left", ones), _padded(answers, "right", ones)], dim=1)
                      for ones in (False, True))  # fmt: skip
         folded = sharing.Folded(ids, mask, max(map(len, answers)), apart=True)
+        folded.plain = tuple(inputs["input_ids"].shape)
         return folded.inputs(self.model) if folded.pays(self.model.config.hidden_size) else None
 
 
@@ -122,13 +127,16 @@ def learn_solutions(
             callbacks=[stop, bar, MetricsFile(run.sft_metrics), seal],
         )
     learn_in_float32(policy)
+    trainer.shares, trainer.say = config.rollouts.skip is not False, partial(console.print, style="yellow")
+    trainer.add_callback(FiniteUpdates(trainer))
     trainer.remove_callback(PrinterCallback)
     if processes.count() > 1:  # it asks all processes, and one may have to save alone
         trainer.store_flos = lambda: None
 
     def keep() -> None:
         """The end of the last step, where an end that was forced left it in memory alone."""
-        step = 0 if sharded_by() else trainer.state.global_step  # of a model in pieces all would have to save
+        # of a model in pieces all would have to save
+        step = 0 if sharded_by() or trainer.broken else trainer.state.global_step
         if processes.is_first() and step and not (run.sft / f"checkpoint-{step}" / checkpoints.MANIFEST).exists():
             trainer._save_checkpoint(trainer.model, None)
             seal.seal(trainer.args, trainer.state)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from llm_grpo import processes
+from llm_grpo.loaders import sharded_by
 from llm_grpo.policy import is_rewritten
 from llm_grpo.rollouts.sampled import BEGINNING, attends_to_everything, decoder_of
 
@@ -42,9 +43,14 @@ def _drops(model: Any) -> bool:
 
 
 def keeps_a_past(model: Any) -> bool:
-    """Whether rows can have a past with gradients. A recomputed layer is given none, and a wrapper of several processes
-    has to see every pass."""
-    return processes.count() == 1 and not decoder_of(model).is_gradient_checkpointing
+    """Whether rows can have a past with gradients. A recomputed layer is given none, a wrapper of several processes or
+    cards has to see every pass, and a RoPE that goes by the length of a pass would turn a part of it otherwise."""
+    if processes.count() > 1 or sharded_by() or isinstance(model, torch.nn.DataParallel):
+        return False
+    decoder = decoder_of(model)
+    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    kinds = {of.get("rope_type") for of in (rope, *rope.values()) if isinstance(of, dict)}
+    return not decoder.is_gradient_checkpointing and not kinds & {"dynamic", "longrope"}
 
 
 def score(
