@@ -129,7 +129,7 @@ for trial in range(30):
 try:
     processes.from_first(lambda: runs.create(config))
 except processes.UserError as error:
-    print(type(error).__name__, flush=True)
+    sys.stdout.write(type(error).__name__ + "\\n")  # in one piece: both write to one pipe
 """
 
 
