@@ -11,7 +11,7 @@ from conftest import ROOT, run_script
 
 from llm_grpo import runs
 from llm_grpo.diagnosis.drift import METRIC
-from llm_grpo.files import read_json, read_jsonl
+from llm_grpo.files import read_jsonl
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 pytestmark = [
@@ -31,13 +31,13 @@ def train(folder: Path, *words: str) -> runs.Run:
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "4-bit"])
 def test_from_yaml_over_sft_and_grpo_to_a_merged_model(tmp_path: Path, four_bit: bool) -> None:
-    """The merge is into the base as it is, whatever was trained on, and proved; the adapter answers in the form."""
+    """The merge is into the base as it is, whatever was trained on; the adapter answers in the form."""
     run = train(tmp_path, f"model.load_in_4bit={str(four_bit).lower()}")
     rows, solved = list(read_jsonl(run.metrics)), list(read_jsonl(run.sft_metrics))
     assert [row["step"] for row in rows] == [row["step"] for row in solved] == [1, 2]
     assert all(row[METRIC] < (1e-3 if four_bit else 1e-4) and row["grad_norm"] > 0 for row in rows), rows
     assert 0.2 < solved[0]["loss"] < 2, "what a pretrained model thinks of a worked solution"
-    assert read_json(run.merged / "proof.json")["passed"]
+    assert (run.merged / "config.json").is_file()
     asked = "Tom has 3 apples and buys 4 more. How many apples does he have?"
     said = run_script("src/infer.py", "--run", run.folder, "--temperature", "0", "--prompt", asked)
     assert said.returncode == 0 and "####" in said.stdout, said.stdout + said.stderr
