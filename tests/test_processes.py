@@ -188,6 +188,14 @@ def test_one_process_where_several_were_meant(environment: dict, fine: bool, wha
             processes.meet(1)
 
 
+def test_rows_are_not_shared_out_where_nobody_was_met(monkeypatch) -> None:
+    """src/eval.py under a launcher: each of its processes does all."""
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes.count() == 2
+    assert processes.shared_out(lambda a, b: [x + y for x, y in zip(a, b, strict=True)], [1, 2], [3, 4]) == [4, 6]
+
+
 def test_a_plan_counts_the_processes(monkeypatch) -> None:
     config = load_config(ROOT / "configs" / "demo.yaml", ["grpo.max_steps=10"], environment={})
     one = dict(explain(config, 4000))
