@@ -65,7 +65,7 @@ def test_a_common_beginning_read_once_is_the_same_loss() -> None:
     ids = torch.cat([torch.randint(20, 40_000, (1, 200)).expand(8, -1), torch.randint(20, 40_000, (8, 40))], dim=1)
     found = []
     for apart in (False, True):
-        inputs = Folded(ids, torch.ones_like(ids), 24, apart).inputs(model)
+        inputs = Folded.of(ids, torch.ones_like(ids), 24, apart).inputs(model)
         model.zero_grad()
         loss = model(**inputs).loss
         loss.backward()

@@ -34,7 +34,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_how_answers_are_folded_behind_their_prompt() -> None:
     ids, mask = torch.tensor([[0, 7, 8, 20, 21], [0, 7, 8, 30, 0]]), torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 1, 0]])
-    folded = Folded(ids, mask, 2)
+    folded = Folded.of(ids, mask, 2)
     assert folded.ids.tolist() == [[7, 8, 20, 21, 8, 30]] and folded.positions.tolist() == [[0, 1, 2, 3, 1, 2]]
     assert folded.labels.tolist() == [[-100, -100, 20, 21, -100, 30]]
     seen = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0],
@@ -49,7 +49,7 @@ def test_how_answers_are_folded_behind_their_prompt() -> None:
 )  # fmt: skip
 def test_every_answer_sees_what_it_saw(model: Any) -> None:
     ids, mask = rows()
-    folded = Folded(ids, mask, 4)
+    folded = Folded.of(ids, mask, 4)
     with torch.no_grad():
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         plain = model(ids, attention_mask=mask, position_ids=positions).logits.log_softmax(-1)[:, 4:-1]
@@ -85,7 +85,7 @@ def test_what_all_prompts_begin_with_is_read_once(model: Any) -> None:
     weight = torch.linspace(1, 2, 20).view(5, 4)
 
     def of_folded(apart: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        folded = Folded(ids, mask, 4, apart)
+        folded = Folded.of(ids, mask, 4, apart)
         assert len(folded.beginning) == (20 if apart else 0)
         inputs = folded.inputs(model)
         labels = inputs.pop("labels")[:, 1:].clamp(min=0)
@@ -110,9 +110,9 @@ def test_what_all_prompts_begin_with_is_read_once(model: Any) -> None:
 def test_where_a_beginning_stays_in_the_rows() -> None:
     """One that is short, of one prompt alone, or where layers are computed again."""
     for ids, mask in (begun(15), (begun(20)[0][:2], begun(20)[1][:2])):
-        assert len(Folded(ids, mask, 4, apart=True).beginning) == 0
+        assert len(Folded.of(ids, mask, 4, apart=True).beginning) == 0
     ids, mask = begun(20)
-    alike = Folded(ids[[0, 0, 4]], mask[[0, 0, 4]], 4, apart=True)
+    alike = Folded.of(ids[[0, 0, 4]], mask[[0, 0, 4]], 4, apart=True)
     assert len(alike.ids) == 2 and alike.ids.shape[1] == 4 + 2 * 5, "two answers behind one rest of a prompt"
     model = Qwen2ForCausalLM(Qwen2Config(**QWEN))
     assert keeps_a_past(model)

@@ -34,14 +34,14 @@ class FiniteUpdates(TrainerCallback):
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        said = f"tep {state.global_step + 1}: its gradient is no number (NaN or infinite)"
+        said = f"step {state.global_step + 1}: its gradient is no number (NaN or infinite)"
         if self.in_a_row == IN_A_ROW:
             raise _ended(
-                f"S{said}, and neither were the {IN_A_ROW - 1} before: nothing is learned any more. What was learned "
-                f"before is saved: a new run goes on from the last checkpoint in {args.output_dir} (lora.from), with a "
+                f"S{said[1:]}, and neither were the {IN_A_ROW - 1} before: nothing is learned any more. What was "
+                f"learned before is saved: a new run goes on from the last checkpoint in {args.output_dir} (lora.from), with a "
                 "lower grpo.learning_rate or grpo.max_grad_norm."
             )
-        self.trainer.say(f"s{said}; this update is left out.")
+        self.trainer.say(f"{said}; this update is left out.")
         for parameter in self.learned:
             parameter.grad = None  # an optimiser passes over what has none
 

@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
-from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -64,17 +62,8 @@ class Solutions(SFTTrainer):
         learned, there = inputs["labels"] != -100, inputs["attention_mask"].bool()
         asked = [ids[row] for ids, row in zip(inputs["input_ids"], there & ~learned, strict=True)]
         answers = [ids[row] for ids, row in zip(inputs["input_ids"], learned, strict=True)]
-        ids, mask = (torch.cat([_padded(asked, "left", ones), _padded(answers, "right", ones)], dim=1)
-                     for ones in (False, True))  # fmt: skip
-        folded = sharing.Folded(ids, mask, max(map(len, answers)), apart=True)
-        folded.plain = tuple(inputs["input_ids"].shape)
+        folded = sharing.Folded(asked, answers, tuple(there.shape), max(map(len, answers)), apart=True)
         return folded.inputs(self.model) if folded.pays(self.model.config.hidden_size) else None
-
-
-def _padded(rows: Sequence[Tensor], side: str, ones: bool) -> Tensor:
-    """Rows in one tensor, zero where there is nothing; with `ones` the mask of it."""
-    rows = [torch.ones_like(row) for row in rows] if ones else rows
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side)
 
 
 class Seal(TrainerCallback):

@@ -59,7 +59,7 @@ def score(
     """What TRL's `_get_per_token_logps_and_entropies` says of the same rows, batch_size at once; None where a row for
     each answer costs less."""
     size, apart = batch_size or len(ids), keeps_a_past(model)
-    folded = [Folded(ids[i : i + size], mask[i : i + size], answer_tokens, apart) for i in range(0, len(ids), size)]
+    folded = [Folded.of(ids[i : i + size], mask[i : i + size], answer_tokens, apart) for i in range(0, len(ids), size)]
     if not all(rows.pays(hidden) for rows in folded):
         return None
     logprobs, entropies = zip(*(rows.scored_by(model) for rows in folded), strict=True)
@@ -67,29 +67,30 @@ def score(
 
 
 class Folded:
-    """Rows of TRL's, [N, M + C] with left-padded prompts, folded into one row a prompt.
+    """N prompts and their answers, folded into one row for each prompt that differs.
 
-    beginning: [B], what all prompts begin with, where it is read apart. ids, positions, labels: [G, T], of the rest;
-    mask: [G, 1, T, B + T], True where a token (third axis) sees another. `unfold` puts what the model says of the
-    labels, [G, T - 1], where TRL has it: [N, C], zero where there is no token.
+    plain: (rows, width) of what a row for each answer would be; width: C, the columns of an answer. beginning: [B],
+    what all prompts begin with, where it is read apart. ids, positions, labels: [G, T], of the rest; mask:
+    [G, 1, T, B + T], True where a token (third axis) sees another. `unfold` puts what the model says of the labels,
+    [G, T - 1], where TRL has it: [N, C], zero where there is no token.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor, answer_tokens: int, apart: bool = False) -> None:
-        start = ids.shape[1] - answer_tokens
-        given = torch.cat([ids[:, :start], mask[:, :start]], dim=1)
-        _, of_prompt = given.unique(dim=0, return_inverse=True)
-        lengths, self.plain, self.width = mask[:, start:].sum(dim=1).tolist(), tuple(ids.shape), answer_tokens
-        prompts = {prompt: ids[row, :start][mask[row, :start].bool()] for row, prompt in enumerate(of_prompt.tolist())}
-        begun = _in_common(list(prompts.values())) if apart and len(prompts) > 1 else 0
-        self.beginning = next(iter(prompts.values()))[:begun]
-        # pieces: tokens, first position, owner, an answer
-        rows = {prompt: [(known[begun:-1], begun, 0, False)] for prompt, known in prompts.items()}
-        ends = {prompt: len(known) - 1 - begun for prompt, known in prompts.items()}
+    def __init__(
+        self, prompts: list[Tensor], answers: list[Tensor], plain: tuple[int, ...], width: int, apart: bool = False
+    ) -> None:
+        self.plain, self.width = plain, width
+        numbers: dict[tuple[int, ...], int] = {}
+        of_prompt = [numbers.setdefault(tuple(prompt.tolist()), len(numbers)) for prompt in prompts]
+        begun = _in_common(prompts) if apart and len(numbers) > 1 else 0
+        self.beginning, ids = prompts[0][:begun], prompts[0]
+        rows: dict[int, list[tuple[Tensor, int, int, bool]]] = {}  # pieces: tokens, first position, owner, an answer
         self.places: list[tuple[int, int, int]] = []  # of each row: its prompt's, where its first token stands, length
-        for row, (prompt, length) in enumerate(zip(of_prompt.tolist(), lengths, strict=True)):
-            known = prompts[prompt]
-            answer = torch.cat([known[-1:], ids[row, start : start + length]])
-            self.places.append((prompt, ends[prompt], length))
+        ends: dict[int, int] = {}
+        for row, (prompt, known, said) in enumerate(zip(of_prompt, prompts, answers, strict=True)):
+            if prompt not in rows:
+                rows[prompt], ends[prompt] = [(known[begun:-1], begun, 0, False)], len(known) - 1 - begun
+            answer = torch.cat([known[-1:], said])
+            self.places.append((prompt, ends[prompt], len(said)))
             rows[prompt].append((answer, len(known) - 1, row + 1, True))
             ends[prompt] += len(answer)
         longest = max(ends.values())
@@ -107,6 +108,15 @@ class Folded:
         seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
         seen &= torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril()
         self.mask = torch.nn.functional.pad(seen, (begun, 0), value=True)[:, None]
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor, answer_tokens: int, apart: bool = False) -> Folded:
+        """TRL's rows, [N, M + C] with left-padded prompts."""
+        start = ids.shape[1] - answer_tokens
+        prompts = [row[there] for row, there in zip(ids[:, :start], mask[:, :start].bool(), strict=True)]
+        lengths = mask[:, start:].sum(dim=1).tolist()
+        answers = [row[start : start + length] for row, length in zip(ids, lengths, strict=True)]
+        return cls(prompts, answers, tuple(ids.shape), answer_tokens, apart)
 
     def pays(self, hidden: int) -> bool:
         """Whether the rows [prompt, answers] cost less than an answer's own each, in a model of that width.
