@@ -38,8 +38,8 @@ class FiniteUpdates(TrainerCallback):
         if self.in_a_row == IN_A_ROW:
             raise _ended(
                 f"S{said[1:]}, and neither were the {IN_A_ROW - 1} before: nothing is learned any more. What was "
-                f"learned before is saved: a new run goes on from the last checkpoint in {args.output_dir} (lora.from), with a "
-                "lower grpo.learning_rate or grpo.max_grad_norm."
+                f"learned before is saved: a new run goes on from the last checkpoint in {args.output_dir} "
+                "(lora.from), with a lower grpo.learning_rate or grpo.max_grad_norm."
             )
         self.trainer.say(f"{said}; this update is left out.")
         for parameter in self.learned:
