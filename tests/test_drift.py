@@ -9,10 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from llm_grpo.diagnosis.drift import Drift
 from llm_grpo.rollouts import sampled as drawing
-from llm_grpo.rollouts.sampled import BEGINNING, STAGE, beginning_apart, gap, sampled_logprobs
+from llm_grpo.rollouts.sampled import BEGINNING, ROOM, STAGE, RoomyLayer, beginning_apart, gap, sampled_logprobs
 
 QUESTIONS = ["Mia has 6 boxes with 7 pens in each. How many pens?"] * 2 + ["Tom has 12 pens and gives 5 to Mia."]
 
@@ -124,6 +125,25 @@ class TestWhatIsSampled:
         assert beginning_apart(same, torch.ones_like(same))[2] == 2, "one to read, and the last to write from"
         short = torch.tensor([[0, 0, 5], [5, 6, 7]])
         assert beginning_apart(short, (short > 0).long())[2] == 0
+
+    def test_keys_and_values_with_room_are_those_without(self) -> None:
+        """Whatever is appended, and whichever rows are chosen or repeated: the first token of a room, its last, the one
+        that does not fit any more, and more than a room at once."""
+        torch.manual_seed(0)
+        plain, roomy = DynamicLayer(), RoomyLayer()
+        rows = 3
+        for tokens, change in [(5, None), *[(1, None)] * ROOM, (1, [0, 2]), (1, 3), (ROOM + 1, [5, 5, 0, 1]), (2, [3])]:
+            new = [torch.randn(rows, 2, tokens, 4) for _ in range(2)]
+            said = roomy.update(*new)
+            assert all(map(torch.equal, said, plain.update(*new)))
+            assert roomy.get_seq_length() == plain.get_seq_length()
+            for layer in (plain, roomy) if change else ():
+                if isinstance(change, list):
+                    layer.batch_select_indices(torch.tensor(change))
+                else:
+                    layer.batch_repeat_interleave(change)
+            rows = len(plain.keys)
+            assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
 
     def test_the_models_generate_is_its_own_again(self, model) -> None:
         before = model.generate

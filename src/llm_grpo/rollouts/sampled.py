@@ -16,6 +16,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -23,6 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
 STAGE = 8  # tokens after which rows that have ended leave the batch
+ROOM = 32  # tokens
 COUNTED = ("cache_implementation", "min_new_tokens", "min_length", "begin_suppress_tokens")  # of a model, by its makers
 BEGINNING = 16  # tokens; a shorter one is not worth a pass of its own
 
@@ -46,6 +48,35 @@ class Watching(LogitsProcessor):
         before it sees that all have ended, and takes them back."""
         columns = [*self._columns, self._last.gather(1, drawn[:, -1:]).squeeze(1)]
         return torch.stack(columns[: drawn.shape[1]], dim=1)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room for ROOM tokens behind them. A token is written into it, where DynamicLayer copies all
+    that came before with each one: 39 % of the time of an answer of SmolLM2. Not for what is differentiated."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """(rows, heads, new tokens, size) of both -> all that is there; as DynamicLayer's own."""
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self._hold([part[:, :, :0] for part in (key_states, value_states)], 0)
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if end > self.rooms[0].shape[2]:
+            self._hold([F.pad(part, (0, 0, 0, end + ROOM - start)) for part in (self.keys, self.values)], end)
+        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self._hold(self.rooms, end)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._hold([room.repeat_interleave(repeats, dim=0) for room in self.rooms], self.keys.shape[2])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._hold([room.index_select(0, indices) for room in self.rooms], self.keys.shape[2])
+
+    def _hold(self, rooms: Sequence[Tensor], tokens: int) -> None:
+        self.rooms = rooms
+        self.keys, self.values = (room[:, :, :tokens] for room in rooms)
 
 
 class Sampled:
@@ -88,7 +119,7 @@ class Sampled:
             left = (~torch.isin(drawn, torch.as_tensor(ends, device=drawn.device)).any(dim=1)).nonzero().flatten()
             attention_mask = torch.cat([attention_mask, torch.ones_like(drawn)], dim=1)[left]
             tokens, going = said.sequences[left], going[left]
-            if done < limit and len(left):
+            if done < limit and 0 < len(left) < len(drawn):
                 cache.batch_select_indices(left)
         return torch.cat([input_ids, found[:, :done]], dim=1)
 
@@ -146,6 +177,7 @@ def _read(model: Any, ids: Tensor, mask: Tensor, beginning: int) -> DynamicCache
     rows, of_row = torch.cat([ids, mask], dim=1).unique(dim=0, return_inverse=True)
     ids, mask = (part[:, :-1] for part in rows.chunk(2, dim=1))
     cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() for _ in cache.layers]
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
 
     def read(some: int, start: int, end: int) -> None:
