@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.split_svamp import AT_LEAST, FOLDER, close_pairs, split, steps
+from examples.split_svamp import AT_LEAST, FOLDER, calculation, close_pairs, split, steps
 from llm_grpo.config.loading import load_config
 from llm_grpo.tasks import build_task
 
@@ -68,3 +68,24 @@ def test_the_shipped_config_reads_all_of_it_and_judges_its_solutions_right() -> 
         assert [e.id for e in examples] == [row["id"] for row in rows]
         assert all(task.judge(f"{e.meta['solution']}\n#### {e.answer}", e.answer).strict for e in examples)
         assert not any(task.judge(f"{e.meta['solution']}\n#### {int(e.answer) + 1}", e.answer).strict for e in examples)
+
+
+@pytest.mark.parametrize(
+    ("equation", "answer", "written"),
+    [
+        ("( 76.0 - 25.0 )", "51", "76 - 25"),
+        ("( ( 4.0 + 13.0 ) * 15.0 )", "255", "(4 + 13) * 15"),
+        ("( 6.0 - ( 3.0 + 2.0 ) )", "1", "6 - (3 + 2)"),
+        ("( 2.5 * 10.0 )", "25", "2.5 * 10"),
+        ("8.0", "8", "8"),
+        ("( ( 4.0 - 2.0 ) + 3.0 )", "1", ""),  # chal-680
+    ],
+)
+def test_an_equation_is_written_as_a_calculation_where_it_is_the_answer(
+    equation: str, answer: str, written: str
+) -> None:
+    assert calculation(equation, answer) == written
+
+
+def test_every_problem_but_one_has_its_calculation() -> None:
+    assert [row["id"] for row in ROWS if not row["calculation"]] == ["chal-680"]

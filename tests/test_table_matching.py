@@ -81,26 +81,31 @@ def test_a_file_is_read_once_for_all_splits(tmp_path: Path, monkeypatch: pytest.
     assert len(opened) == 300
 
 
+KINDS = ["value", "number", "calculation", "text", "exact"]
 MATCHES = [
-    # given, gold, value, number, text, exact
-    ("42", "42", 1, 1, 1, 1, "the same characters"),
-    ("42.0", "42", 1, 1, 0, 0, "the same value, written otherwise"),
-    ("$1,234", "1234", 1, 1, 0, 0, "dress of a number"),
-    ("42 miles", "42 km", 0, 1, 0, 0, "number looks at the number alone"),
-    ("Paris.", "paris", 1, 0, 1, 0, "case and full stop"),
-    ("New  York", "New York", 1, 0, 1, 0, "a blank more"),
-    ("Paris", "London", 0, 0, 0, 0, "another answer"),
-    ("²", "2", 0, 0, 0, 0, "a superscript is no digit"),
-    ("", "", 0, 0, 0, 0, "nothing equals nothing"),
-    ("1 or 2", "1", 0, 0, 0, 0, "two numbers are no answer"),
+    # given, gold, value, number, calculation, text, exact
+    ("42", "42", 1, 1, 1, 1, 1, "the same characters"),
+    ("42.0", "42", 1, 1, 1, 0, 0, "the same value, written otherwise"),
+    ("$1,234", "1234", 1, 1, 1, 0, 0, "dress of a number"),
+    ("42 miles", "42 km", 0, 1, 0, 0, 0, "number looks at the number alone"),
+    ("6 * 7", "42", 0, 0, 1, 0, 0, "what it comes to"),
+    ("30 + 12", "7 * 6", 1, 0, 1, 0, 0, "another way there"),
+    ("6 * 7 = 42", "42", 0, 0, 0, 0, 0, "a statement is no calculation"),
+    ("6 * 8 = 42", "42", 0, 0, 0, 0, 0, "nor is a wrong one"),
+    ("Paris.", "paris", 1, 0, 0, 1, 0, "case and full stop"),
+    ("New  York", "New York", 1, 0, 0, 1, 0, "a blank more"),
+    ("Paris", "London", 0, 0, 0, 0, 0, "another answer"),
+    ("²", "2", 0, 0, 0, 0, 0, "a superscript is no digit"),
+    ("", "", 0, 0, 0, 0, 0, "nothing equals nothing"),
+    ("1 or 2", "1", 0, 0, 0, 0, 0, "two numbers are no answer"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["value", "number", "text", "exact"])
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("row", MATCHES, ids=[row[-1] for row in MATCHES])
 def test_task_and_reward_agree_on_when_an_answer_is_the_gold(tmp_path: Path, row: tuple, name: str) -> None:
     given, gold, *right, why = row
-    wanted = bool(right[["value", "number", "text", "exact"].index(name)])
+    wanted = bool(right[KINDS.index(name)])
     judge = qa(write(tmp_path / "qa.jsonl", rows_of(300)), match=name).judge
     text = f"so\n#### {given}"
     assert judge(text, gold).strict == wanted, why

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from llm_grpo.answers.calculation import same_calculation
 from llm_grpo.answers.dress import typed, unwrapped
 from llm_grpo.answers.latex import as_latex, same_latex
 from llm_grpo.answers.numerals import Reading, parse_number, read_number
@@ -61,7 +62,8 @@ def same_characters(given: str | None, gold: str) -> bool:
 
 # The ways to compare, by the names that a task and a reward take as `match`.
 MATCHES: dict[str, Callable[[str | None, str], bool]] = {
-    "value": same_answer, "number": same_number, "text": same_text, "exact": same_characters,
+    "value": same_answer, "number": same_number, "calculation": same_calculation, "text": same_text,
+    "exact": same_characters,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def correctness(
     """0 or 2: the one answer in its tags has the gold's value (published: its exact characters, tags or not).
 
     Without tags, or with several answer blocks, there is no answer to pay. None where the row has no gold.
-    answer_format (xml, hash, boxed, plain) and match (value, number, text, exact): as the task asks for them.
+    answer_format (xml, hash, boxed, plain), match (value, number, calculation, text, exact): as the task asks for them.
     fuzzy belongs to one published function (S3): 1 point and a hundredth of the likeness in percent where that is 80 or
     more, so that 180 earns 1.8 where 18 is right.
     """

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from llm_grpo.answers.equality import MATCHES
 from llm_grpo.answers.formats import extract_boxed_answer, extract_hash_answer, extract_xml_answer
 from llm_grpo.answers.judging import JUDGES
-from llm_grpo.answers.numerals import parse_number
 from llm_grpo.errors import NotAtHandError, UserError, check_choice, not_there
 from llm_grpo.prompts import SYSTEM_PROMPTS
 from llm_grpo.records import Example, Split, Task
@@ -41,7 +40,7 @@ class Layout(NamedTuple):
     answer: str
     id: str | None
     gold_format: str
-    numeric: bool
+    match: str
     max_bad_share: float
 
 
@@ -81,8 +80,8 @@ def table_task(
         example is called by its file and line.
     answer_format: how the model is to answer: xml, hash, boxed or plain.
     gold_format: how the gold stands in the answer column: xml, hash, boxed or plain.
-    match: when an answer is the gold: value (as text, number or formula), number, text (case and spaces aside) or
-        exact (every character).
+    match: when an answer is the gold: value (as text, number or formula), number, calculation (`(9 + 5) / 2` is 7),
+        text (case and spaces aside) or exact (every character).
     validation_share, test_share: drawn from the train rows by a hash of the question where the split has no rows of its
         own, so that a question asked twice stays in one split.
     max_bad_share: more bad rows than this share of a file stop the run. Every split reports the bad rows of the file it
@@ -90,7 +89,7 @@ def table_task(
     """
     check_choice("task.args.answer_format", answer_format, JUDGES)
     check_choice("task.args.match", match, MATCHES)
-    layout = _layout(columns or {}, gold_format, match == "number", max_bad_share)
+    layout = _layout(columns or {}, gold_format, match, max_bad_share)
     shares = {"validation": validation_share, "test": test_share}
     check_shares(shares)
     said = SYSTEM_PROMPTS[answer_format] if system is None else system
@@ -122,14 +121,14 @@ csv_task = _file_task("csv", read_csv)
 parquet_task = _file_task("parquet", read_parquet)
 
 
-def _layout(columns: Mapping[str, str], gold_format: str, numeric: bool, max_bad_share: float) -> Layout:
+def _layout(columns: Mapping[str, str], gold_format: str, match: str, max_bad_share: float) -> Layout:
     if not isinstance(columns, Mapping):
         raise UserError(f"task.args.columns: give a mapping such as {{question: prompt}}, not {columns!r}.")
     for name in columns:
         check_choice("task.args.columns", name, ("question", "answer", "id"))
     check_choice("task.args.gold_format", gold_format, GOLD_FORMATS)
     question, answer = columns.get("question", "question"), columns.get("answer", "answer")
-    return Layout(question, answer, columns.get("id"), gold_format, numeric, max_bad_share)
+    return Layout(question, answer, columns.get("id"), gold_format, match, max_bad_share)
 
 
 def _load(
@@ -180,8 +179,9 @@ def _example(default_id: str, row: Mapping[str, Any], layout: Layout) -> Example
     answer = GOLD_FORMATS[layout.gold_format](_text_or_number(row, layout.answer))
     if not answer:
         raise BadRowError(f"no {layout.gold_format} answer in '{layout.answer}'")
-    if layout.numeric and not (answer.isascii() and answer.isdigit()) and parse_number(answer) is None:
-        raise BadRowError(f"'{answer[:40]}' in '{layout.answer}' is no number (task.args.match)")
+    valued, plain = layout.match in ("number", "calculation"), answer.isascii() and answer.isdigit()
+    if valued and not plain and not MATCHES[layout.match](answer, answer):
+        raise BadRowError(f"'{answer[:40]}' in '{layout.answer}' is no {layout.match} (task.args.match)")
     identity = _text_or_number(row, layout.id) if layout.id else default_id
     meta = {name: value for name, value in row.items() if name not in (layout.question, layout.answer, layout.id)}
     if layout.gold_format in ("hash", "boxed"):
