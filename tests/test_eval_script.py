@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
+from rich.console import Console
 
+from llm_grpo import command
 from llm_grpo.config.loading import load_config
 from llm_grpo.tasks import build_task
 
@@ -128,3 +131,13 @@ ARGUMENTS = [
 def test_bad_arguments(words: list[str], said: str) -> None:
     done = run_script("src/eval.py", *words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_log_is_told_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no terminal and so no bar; not after the last, which a table follows."""
+    monkeypatch.setattr(command, "SILENCE_S", 0)
+    file = io.StringIO()
+    with command.progress(Console(file=file), "evaluating", 3) as on_done:
+        for _ in range(3):
+            on_done(1)
+    assert [line.rpartition("  ")[0] for line in file.getvalue().splitlines()] == ["evaluating 1/3", "evaluating 2/3"]

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from llm_grpo import processes
 from llm_grpo.errors import UserError
 
 OTHERS_WAIT_S = 3.0
+SILENCE_S = 60  # without a terminal, where there is no bar
 
 
 def run(main: Callable[[], int]) -> None:
@@ -111,13 +113,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def progress(console: Console, what: str | None, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar that is gone when it is done. Yields what to call with the number done; None where `what` is None."""
+    """A bar that is gone when it is done; in a log a line a minute. Yields what to call with the number done, and None
+    where `what` is None."""
     if what is None:
         yield None
         return
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(line, count)
+    with Progress(console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=3600) as bar:
+        bar.add_task(what, total=total)
+        (task,) = bar.tasks
+        said = time.monotonic()
+
+        def on_done(count: int) -> None:
+            nonlocal said
+            bar.advance(task.id, count)
+            if not console.is_terminal and not task.finished and time.monotonic() - said > SILENCE_S:
+                said = time.monotonic()
+                left = timedelta(seconds=round(task.time_remaining or 0))
+                console.print(f"{what} {task.completed:.0f}/{total}  {left} left", highlight=False)
+
+        yield on_done
 
 
 @contextmanager

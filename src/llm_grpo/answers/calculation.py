@@ -19,8 +19,11 @@ def value_of(text: str) -> Fraction | None:
     """The value of numbers joined by + - * / (or their printed signs) and brackets; None for any other text, a division
     by nought among them. A number alone is its own value; `2 + 3 = 5` is a statement, and none of these."""
     text = _THOUSANDS.sub(lambda found: found[1].replace(",", ""), text.translate(_WRITTEN).strip())
-    if len(text) > MAX_CHARS or not _CHARACTERS.fullmatch(text):
-        return None
+    return worked_out(text) if len(text) <= MAX_CHARS and _CHARACTERS.fullmatch(text) else None
+
+
+def worked_out(text: str) -> Fraction | None:
+    """The same for what Python would read as numbers, + - * / and brackets. Parsed, never evaluated."""
     try:
         return _value(ast.parse(text, mode="eval").body, text)
     except (SyntaxError, ValueError, ZeroDivisionError):

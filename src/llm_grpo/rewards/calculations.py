@@ -6,12 +6,12 @@ variables, LaTeX fractions) is not seen, and so is neither right nor wrong.
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+
+from llm_grpo.answers.calculation import worked_out
 
 _NUMBER = r"-?[$€£]?[0-9]{1,12}(?:,[0-9]{3}){0,3}(?:\.[0-9]{1,8})?%?"
 _UNIT = r"(?:[ \t]?[^\W\d_]{2,20}(?![^\W\d_])){0,2}"
@@ -24,7 +24,6 @@ _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's own: 6*7=<<6*7=42>>42
 _BULLET = re.compile(r"^[ \t]{0,8}[-*+\u2022][ \t]", re.MULTILINE)
 _WORD, _PERCENT = re.compile(r"[^\W\d_]{2,}"), re.compile(r"([0-9.]+)%")
 _LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")  # 05 is no number to Python's grammar
-_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,11 @@ def _works(side: str) -> bool:
 
 
 def _value(side: str) -> Fraction | None:
-    """What a side comes to; None where its brackets do not close or it divides by zero. Parsed, never evaluated."""
+    """What a side comes to; None where its brackets do not close or it divides by zero."""
     plain = _LEADING_ZEROS.sub("", _PERCENT.sub(r"(\1/100)", _WORD.sub("", side).replace(",", "")))
     for sign in "$€£":
         plain = plain.replace(sign, "")
-    try:
-        return _worked_out(ast.parse(plain.replace("x", "*").strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError):
-        return None
-
-
-def _worked_out(node: ast.expr) -> Fraction:
-    """The value of a tree of numbers and the four operations, which is all that _SIDE lets through."""
-    if isinstance(node, ast.BinOp):
-        return _OPERATIONS[type(node.op)](_worked_out(node.left), _worked_out(node.right))
-    if isinstance(node, ast.UnaryOp):
-        return -_worked_out(node.operand)
-    assert isinstance(node, ast.Constant)
-    return Fraction(str(node.value))
+    return worked_out(plain.replace("x", "*").strip())
 
 
 def _equal(left: Fraction, right: Fraction, written: str) -> bool:
