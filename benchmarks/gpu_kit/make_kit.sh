@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What a bare machine with a Hopper card lacks to run gpu_check.py without a network, packed small: two archives of 10 and
-# 31 MiB. Meant for Python 3.12 with torch 2.11 (CUDA 13), transformers, peft and accelerate there already.
+# What a bare machine with a Hopper card lacks to run gpu_check.py without a network, packed small: three archives of 10,
+# 31 and 1 MiB. Meant for Python 3.12 with torch 2.11 (CUDA 13), transformers, peft and accelerate there already.
 #
 #   bash benchmarks/gpu_kit/make_kit.sh [FOLDER]     (default .kit; needs pip with an index, xz, strip, 3 GB of disk)
 #   bash benchmarks/gpu_kit/run_check.sh 560         (on that machine)
 #
 # kit-a: Unsloth, TRL, bitsandbytes and what our package needs. kit-b: vLLM and what a dense model with a LoRA makes it
-# import. Code for other cards is left out or emptied (prune_fatbin.py). Tried on an H100 and an H200.
+# import. kit-c: what serve.py needs besides. Code for other cards is left out or emptied (prune_fatbin.py). Tried on an
+# H100 and an H200.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-.kit} work=${WORK:-$(mktemp -d)} pip=${PIP:-python3 -m pip}
@@ -21,6 +22,8 @@ ours+=(dill==0.4.1 multiprocess==0.70.19 pydantic==2.14.4 pydantic_core==2.50.5 
 engine+=(apache-tvm-ffi==0.1.11 oss-harmony==0.0.11 cbor2 pyzmq pybase64 cachetools openai jiter distro sniffio httpx2
          httpcore2 truststore llguidance==1.7.6 xgrammar==0.2.7 fastapi==0.136.3 starlette opentelemetry-api
          opentelemetry-sdk opentelemetry-semantic-conventions partial-json-parser compressed-tensors==0.17.0 loguru)
+server=(uvicorn httptools websockets watchfiles email-validator dnspython jmespath model-hosting-container-standards
+        prometheus-fastapi-instrumentator pydantic-extra-types pydantic-settings python-multipart setproctitle orjson)
 
 fetch() {  # fetch FOLDER DIST...: wheels for Python 3.12 on x86-64 Linux
   local folder=$1 platforms=(--platform manylinux1_x86_64 --platform manylinux2014_x86_64)
@@ -70,7 +73,8 @@ pack() {  # pack SITE ARCHIVE
 mkdir -p "$out"
 fetch "$work/wheels-a" "${ours[@]}"
 fetch "$work/wheels-b" "${engine[@]}"
-for kit in a b; do
+fetch "$work/wheels-c" "${server[@]}"
+for kit in a b c; do
   unpack "$work/wheels-$kit" "$work/site-$kit"
   prune "$work/site-$kit"
   pack "$work/site-$kit" "$out/kit-$kit.tar.xz"
