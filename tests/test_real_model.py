@@ -40,7 +40,7 @@ def test_from_yaml_over_sft_and_grpo_to_a_merged_model(tmp_path: Path, four_bit:
     assert (run.merged / "config.json").is_file()
     asked = "Tom has 3 apples and buys 4 more. How many apples does he have?"
     said = run_script("src/infer.py", "--run", run.folder, "--temperature", "0", "--prompt", asked)
-    assert said.returncode == 0 and "####" in said.stdout, said.stdout + said.stderr
+    assert said.returncode == 0 and "3" in said.stdout and "4" in said.stdout, said.stdout + said.stderr
 
 
 def test_vllm_answers_as_transformers_does(tmp_path: Path) -> None:
