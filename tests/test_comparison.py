@@ -90,3 +90,19 @@ def test_other_items_are_refused() -> None:
         compare(report([(True, True)]), report([(True, True)] * 2))
     with pytest.raises(UserError, match="not of the same items"):
         compare(report([(True, True)]), report([(True, True)], answer="2"))
+
+
+def test_samples_are_paired_where_both_were_drawn_alike() -> None:
+    def drawn(passed: list[int], **other: float) -> dict:
+        sampled = {"k": 4, "temperature": 1.0, "top_p": 1.0, "strict": {"passed": passed}, **other}
+        return report([(False, False)] * len(passed)) | {"sampled": sampled}
+
+    before, after = drawn([0, 1, 2, 4]), drawn([2, 1, 3, 4])
+    found = compare(before, after)["sampled"]
+    assert found["k"] == 4 and found["change"] == pytest.approx(3 / 16)
+    low, high = found["change_ci95"]
+    assert 0 <= low < 3 / 16 < high <= 0.5, "no problem lost, one gained a half"
+    assert "sampled" not in compare(before, drawn([2, 1, 3, 4], temperature=0.7))
+    assert "sampled" not in compare(report([(True, True)] * 4), after)
+    del before["sampled"]["strict"]["passed"]
+    assert "sampled" not in compare(before, after), "a file of a release before"

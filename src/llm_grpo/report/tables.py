@@ -56,6 +56,11 @@ def comparison_rows(
     for name in SHARES:
         change = f"{(after[name] - before[name]) * 100:+.1f} points"
         numbers.append((NAMES[name], share(before, name), share(after, name), change))
+    if drawn := paired.get("sampled"):
+        old, new = (share(report["sampled"]["strict"], "avg_at_k") for report in (before, after))
+        low, high = (100 * end for end in drawn["change_ci95"])
+        change = f"{100 * drawn['change']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        numbers.append((f"strict, sampled, avg@{drawn['k']}", old, new, change))
     old, new = (
         {"reward": report.get("reward"), **report.get("metrics", {}).get("numbers", {})} for report in (before, after)
     )
