@@ -1,7 +1,7 @@
 """What a real pretrained model learns on two CPU cores: configs/smollm2.yaml's as it is, after SFT, after SFT and GRPO,
 and after GRPO alone, on the same held-out problems, which chose nothing.
 
-    python benchmarks/real_model.py --seeds 0 1
+    python benchmarks/real_model.py --seeds 0 1      # or each in a process with OMP_NUM_THREADS=1, both at once
     python benchmarks/real_model.py --seeds 0 grpo.max_steps=3 sft.steps=3 evaluation.limit=16 --folder outputs/try
 
 Two runs a seed, one after the other, each a process that is ended after --minutes. The result is written after each of
@@ -138,10 +138,15 @@ def print_result(result: dict) -> None:
     for seed, found in result["seeds"].items():
         for name, report in found["models"].items():
             shares = f"strict {report['strict_accuracy']:.3f}  lenient {report['lenient_accuracy']:.3f}"
+            if drawn := report.get("sampled"):
+                shares += f"  avg@{drawn['k']} {drawn['strict']['avg_at_k']:.3f}"
             print(f"seed {seed}  {name:<9} {shares}")
         for name, counts in found["paired"].items():
             met = "".join(f"  {'yes' if kept else 'NO'}: {goal}" for goal, kept in counts.get("met", {}).items())
             changed = f"gained {counts['gained']}, lost {counts['lost']}, p {counts['p_value']:.0e}"
+            if drawn := counts.get("sampled"):
+                low, high = drawn["change_ci95"]
+                changed += f"  avg@{drawn['k']} {drawn['change']:+.3f} [{low:+.3f}, {high:+.3f}]"
             print(f"seed {seed}  {name:<17} {changed}{met}")
 
 
