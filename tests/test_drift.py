@@ -126,6 +126,12 @@ class TestWhatIsSampled:
         short = torch.tensor([[0, 0, 5], [5, 6, 7]])
         assert beginning_apart(short, (short > 0).long())[2] == 0
 
+    def test_a_layer_that_the_model_skips_stays_empty(self) -> None:
+        layer = RoomyLayer()
+        layer.batch_select_indices(torch.tensor([0]))
+        layer.batch_repeat_interleave(2)
+        assert layer.get_seq_length() == 0
+
     def test_keys_and_values_with_room_are_those_without(self) -> None:
         """Whatever is appended, and whichever rows are chosen or repeated: the first token of a room, its last, the one
         that does not fit any more, and more than a room at once."""

@@ -135,9 +135,11 @@ def test_bad_arguments(words: list[str], said: str) -> None:
 
 def test_a_log_is_told_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no terminal and so no bar; not after the last, which a table follows."""
-    monkeypatch.setattr(command, "SILENCE_S", 0)
+    monkeypatch.setattr(command, "SILENCE_S", -1)
+    seconds = iter(range(0, 100, 10))
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(seconds))
     file = io.StringIO()
     with command.progress(Console(file=file), "evaluating", 3) as on_done:
         for _ in range(3):
             on_done(1)
-    assert [line.rpartition("  ")[0] for line in file.getvalue().splitlines()] == ["evaluating 1/3", "evaluating 2/3"]
+    assert file.getvalue().splitlines() == ["evaluating 1/3  0:00:20 left", "evaluating 2/3  0:00:10 left"]

@@ -118,18 +118,17 @@ def progress(console: Console, what: str | None, total: int) -> Iterator[Callabl
     if what is None:
         yield None
         return
-    with Progress(console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=3600) as bar:
-        bar.add_task(what, total=total)
-        (task,) = bar.tasks
-        said = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        line, done = bar.add_task(what, total=total), 0
+        began = said = time.monotonic()
 
         def on_done(count: int) -> None:
-            nonlocal said
-            bar.advance(task.id, count)
-            if not console.is_terminal and not task.finished and time.monotonic() - said > SILENCE_S:
-                said = time.monotonic()
-                left = timedelta(seconds=round(task.time_remaining or 0))
-                console.print(f"{what} {task.completed:.0f}/{total}  {left} left", highlight=False)
+            nonlocal done, said
+            bar.advance(line, count)
+            done, now = done + count, time.monotonic()
+            if not console.is_terminal and done < total and now - said > SILENCE_S:
+                said, left = now, timedelta(seconds=round((now - began) * (total - done) / done))
+                console.print(f"{what} {done}/{total}  {left} left", highlight=False)
 
         yield on_done
 

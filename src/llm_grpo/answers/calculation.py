@@ -7,19 +7,27 @@ import operator
 import re
 from fractions import Fraction
 
-MAX_CHARS = 200  # a longer text is no answer; also keeps the reading linear and its recursion small
+from llm_grpo.answers.numerals import parse_number
 
-_WRITTEN = str.maketrans({"\u00d7": "*", "\u00f7": "/", "\u00b7": "*", "\u2212": "-", "$": None})
+MAX_CHARS = 200  # a longer text is no calculation; also keeps the reading linear and its recursion small
+
+_WRITTEN = str.maketrans({"\u00d7": "*", "x": "*", "\u00f7": "/", "\u00b7": "*", "\u2212": "-", "\u2013": "-"})
+_MONEY = re.compile(r"(?<![0-9.)])\$\s?(?=[0-9.])")
 _CHARACTERS = re.compile(r"[-+*/().0-9 ]+")
-_THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
+_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def value_of(text: str) -> Fraction | None:
-    """The value of numbers joined by + - * / (or their printed signs) and brackets; None for any other text, a division
-    by nought among them. A number alone is its own value; `2 + 3 = 5` is a statement, and none of these."""
-    text = _THOUSANDS.sub(lambda found: found[1].replace(",", ""), text.translate(_WRITTEN).strip())
-    return worked_out(text) if len(text) <= MAX_CHARS and _CHARACTERS.fullmatch(text) else None
+    """The value of numbers joined by + - * / (or their printed signs) and brackets, or of a number as `parse_number`
+    reads it; None for any other text, a division by nought among them. `2 + 3 = 5` is a statement, and none of these.
+    """
+    if len(text) > MAX_CHARS:
+        return parse_number(text)
+    plain = _MONEY.sub("", " ".join(text.translate(_WRITTEN).split()))
+    plain = _THOUSANDS.sub(lambda found: found[1].replace(",", ""), plain)
+    value = worked_out(plain) if _CHARACTERS.fullmatch(plain) else None
+    return parse_number(text) if value is None else value
 
 
 def worked_out(text: str) -> Fraction | None:
@@ -40,8 +48,8 @@ def _value(node: ast.expr, text: str) -> Fraction:
     match node:
         case ast.Constant(value=int() | float()):
             return Fraction(ast.get_source_segment(text, node) or "")
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand, text)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return _value(operand, text) * (-1 if isinstance(sign, ast.USub) else 1)
         case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
             return _OPERATIONS[type(operation)](_value(left, text), _value(right, text))
     raise ValueError(ast.dump(node))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_grpo.answers.numerals import parse_number
+from llm_grpo.answers.calculation import value_of
 from llm_grpo.errors import UserError
 
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal
@@ -51,19 +51,18 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def majority_is_right(answers: Sequence[str | None], right: Sequence[bool]) -> float:
     """1.0 where the most frequent answer is a right one; ties count by the share of tied answers that are right.
 
-    Answers of one value are one answer (1,234 and 1234.0). `None` (nothing could be extracted) does not vote.
+    Right answers are one answer, whatever the judge goes by, and so are wrong ones of one value (1,234 and 1234.0).
+    `None` (nothing could be extracted) does not vote.
     """
-    votes = Counter(_ballot(answer) for answer in answers if answer is not None)
-    if not votes:
-        return 0.0
+    given = [(answer, is_right) for answer, is_right in zip(answers, right, strict=True) if answer is not None]
+    votes = Counter(True if is_right else _ballot(answer) for answer, is_right in given)
     top = [ballot for ballot, count in votes.items() if count == max(votes.values())]
-    is_right = {_ballot(a): r for a, r in zip(answers, right, strict=True) if a is not None}
-    return sum(is_right[ballot] for ballot in top) / len(top)
+    return (True in top) / len(top) if top else 0.0
 
 
-def _ballot(answer: str) -> object:
-    number = parse_number(answer)
-    return " ".join(answer.casefold().split()) if number is None else number
+def _ballot(answer: str) -> tuple[object]:
+    value = value_of(answer)
+    return (" ".join(answer.casefold().split()) if value is None else value,)
 
 
 def bootstrap_interval(values: Sequence[float], draws: int = 1000) -> tuple[float, float]:
@@ -114,9 +113,9 @@ def _sampled(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     old, new = (report.get("sampled") for report in (before, after))
     if not old or not new or any(old.get(name) != new.get(name) for name in ("k", "temperature", "top_p")):
         return {}
-    if not ("passed" in old["strict"] and "passed" in new["strict"]):  # files of a release before
+    passed = [report["sampled"].get("strict", {}).get("passed", []) for report in (before, after)]
+    if not len(passed[0]) == len(passed[1]) == len(after["items"]) > 0:  # files of a release before
         return {}
-    pairs = zip(old["strict"]["passed"], new["strict"]["passed"], strict=True)
-    changes = [(b - a) / new["k"] for a, b in pairs]
+    changes = [(b - a) / new["k"] for a, b in zip(*passed, strict=True)]
     change = {"change": sum(changes) / len(changes), "change_ci95": list(bootstrap_interval(changes))}
     return {"sampled": {"k": new["k"], **change}}

@@ -54,11 +54,14 @@ class RoomyLayer(DynamicLayer):
     """Keys and values with room for ROOM tokens behind them. A token is written into it, where DynamicLayer copies all
     that came before with each one: 39 % of the time of an answer of SmolLM2. Not for what is differentiated."""
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self._hold([part[:, :, :0] for part in (key_states, value_states)], 0)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """(rows, heads, new tokens, size) of both -> all that is there; as DynamicLayer's own."""
         if not self.is_initialized:
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._hold([part[:, :, :0] for part in (key_states, value_states)], 0)
+            self.lazy_initialization(key_states, value_states)
         start = self.keys.shape[2]
         end = start + key_states.shape[2]
         if end > self.rooms[0].shape[2]:
@@ -69,10 +72,12 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._hold([room.repeat_interleave(repeats, dim=0) for room in self.rooms], self.keys.shape[2])
+        if self.is_initialized:  # a layer that the model skips never is
+            self._hold([room.repeat_interleave(repeats, dim=0) for room in self.rooms], self.keys.shape[2])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._hold([room.index_select(0, indices) for room in self.rooms], self.keys.shape[2])
+        if self.is_initialized:
+            self._hold([room.index_select(0, indices) for room in self.rooms], self.keys.shape[2])
 
     def _hold(self, rooms: Sequence[Tensor], tokens: int) -> None:
         self.rooms = rooms
