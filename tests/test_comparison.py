@@ -56,7 +56,7 @@ def test_pass_at_k_by_counting() -> None:
         (["4", "5"], [True, False], 0.5, "a tie counts by half"),
         ([None, None, "4"], [False, False, True], 1.0, "no answer has no vote"),
         ([None, None], [False, False], 0.0, "nobody votes"),
-        (["9 + 8", "8 + 9", "34 / 2", "5", "5"], [True] * 3 + [False] * 2, 1.0, "right answers are one, however written"),
+        (["9 + 8", "8 + 9", "34 / 2", "5", "5"], [True] * 3 + [False] * 2, 1.0, "right ones are one"),
         (["6 + 1", "7", "9 + 8", "8 + 9"], [False, False, True, True], 0.5, "and so are wrong ones of one value"),
         (["1,234", "1234", "1234.0", "7", "7"], [True] * 3 + [False] * 2, 1.0, "answers of one value are one answer"),
     ],
