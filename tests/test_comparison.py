@@ -15,6 +15,8 @@ from llm_grpo.evaluation.comparison import (
     pass_at_k,
     wilson_interval,
 )
+from llm_grpo.evaluation.scoring import SHARES
+from llm_grpo.report.tables import comparison_rows
 
 
 def test_wilson_by_hand() -> None:
@@ -104,6 +106,14 @@ def test_samples_are_paired_where_both_were_drawn_alike() -> None:
     assert found["k"] == 4 and found["change"] == pytest.approx(3 / 16)
     low, high = found["change_ci95"]
     assert 0 <= low < 3 / 16 < high <= 0.5, "no problem lost, one gained a half"
+    numbers = dict.fromkeys(SHARES, 0.0) | {f"{name}_ci95": [0.0, 0.5] for name in SHARES}
+    for one, mean in ((before, 7 / 16), (after, 10 / 16)):
+        one["sampled"]["strict"] |= {"avg_at_k": mean, "avg_at_k_ci95": [0.25, 0.75]}
+    row = comparison_rows(before | numbers, after | numbers, compare(before, after))[0][-1]
+    assert [" ".join(cell.split()) for cell in row] == [
+        "strict, sampled, avg@4", "43.8% [25.0%, 75.0%]", "62.5% [25.0%, 75.0%]",
+        f"+18.8 points [{100 * low:+.1f}, {100 * high:+.1f}]",
+    ]  # fmt: skip
     assert "sampled" not in compare(before, drawn([2, 1, 3, 4], temperature=0.7))
     assert "sampled" not in compare(report([(True, True)] * 4), after)
     del before["sampled"]["strict"]["passed"]

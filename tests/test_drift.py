@@ -138,13 +138,16 @@ class TestWhatIsSampled:
         torch.manual_seed(0)
         plain, roomy = DynamicLayer(), RoomyLayer()
         rows = 3
-        for tokens, change in [(5, None), *[(1, None)] * ROOM, (1, [0, 2]), (1, 3), (ROOM + 1, [5, 5, 0, 1]), (2, [3])]:
+        changes = [(1, [0, 2]), (1, 3), (ROOM + 1, [5, 5, 0, 1]), (2, (3, 0)), (1, [1])]
+        for tokens, change in [(5, None), *[(1, None)] * ROOM, *changes]:
             new = [torch.randn(rows, 2, tokens, 4) for _ in range(2)]
             said = roomy.update(*new)
             assert all(map(torch.equal, said, plain.update(*new)))
             assert roomy.get_seq_length() == plain.get_seq_length()
             for layer in (plain, roomy) if change else ():
-                if isinstance(change, list):
+                if isinstance(change, tuple):
+                    layer.reorder_cache(torch.tensor(change))
+                elif isinstance(change, list):
                     layer.batch_select_indices(torch.tensor(change))
                 else:
                     layer.batch_repeat_interleave(change)

@@ -11,7 +11,7 @@ from llm_grpo.answers.numerals import parse_number
 
 MAX_CHARS = 200  # a longer text is no calculation; also keeps the reading linear and its recursion small
 
-_WRITTEN = str.maketrans({"\u00d7": "*", "x": "*", "\u00f7": "/", "\u00b7": "*", "\u2212": "-", "\u2013": "-"})
+SIGNS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-"})  # in print
 _MONEY = re.compile(r"(?<![0-9.)])\$\s?(?=[0-9.])")
 _CHARACTERS = re.compile(r"[-+*/().0-9 ]+")
 _THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
@@ -24,7 +24,7 @@ def value_of(text: str) -> Fraction | None:
     """
     if len(text) > MAX_CHARS:
         return parse_number(text)
-    plain = _MONEY.sub("", " ".join(text.translate(_WRITTEN).split()))
+    plain = _MONEY.sub("", " ".join(text.translate(SIGNS).replace("x", "*").split()))
     plain = _THOUSANDS.sub(lambda found: found[1].replace(",", ""), plain)
     value = worked_out(plain) if _CHARACTERS.fullmatch(plain) else None
     return parse_number(text) if value is None else value

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from llm_grpo.answers.calculation import worked_out
+from llm_grpo.answers.calculation import SIGNS, worked_out
 
 _NUMBER = r"-?[$€£]?[0-9]{1,12}(?:,[0-9]{3}){0,3}(?:\.[0-9]{1,8})?%?"
 _UNIT = r"(?:[ \t]?[^\W\d_]{2,20}(?![^\W\d_])){0,2}"
 _OPERAND = rf"\({{0,3}}{_NUMBER}{_UNIT}\){{0,3}}"
 _SIDE = rf"{_OPERAND}(?:[ \t]?(?:[-+*/]|x(?![ \t]?-))[ \t]?{_OPERAND}){{0,8}}"
 _CALCULATION = re.compile(rf"(?<![\w.,$€£]){_SIDE}(?:[ \t]?=[ \t]?{_SIDE}){{1,3}}(?!\.?\w|\^)")
-_SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "\u2212": "-", "\u2013": "-", "X": "x"})
 _LATEX = re.compile(r"\\(times|cdot|div)(?![a-zA-Z])")
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's own: 6*7=<<6*7=42>>42
 _BULLET = re.compile(r"^[ \t]{0,8}[-*+\u2022][ \t]", re.MULTILINE)
@@ -41,7 +40,7 @@ def calculations(text: str) -> Iterator[Calculation]:
     A quotient may be rounded to the decimals that are written (10 / 3 = 3.33), and a percentage stand for its share.
     """
     plain = _BULLET.sub("", _ANNOTATION.sub("", text))
-    plain = _LATEX.sub(lambda found: "/" if found[1] == "div" else "*", plain).translate(_SIGNS)
+    plain = _LATEX.sub(lambda found: "/" if found[1] == "div" else "*", plain).translate(SIGNS).replace("X", "x")
     for found in _CALCULATION.finditer(plain):
         before = plain[max(0, found.start() - 3) : found.start()].rstrip(" \t")[-1:]
         sides = [side.strip() for side in found[0].split("=")]

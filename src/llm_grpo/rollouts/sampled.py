@@ -79,6 +79,8 @@ class RoomyLayer(DynamicLayer):
         if self.is_initialized:
             self._hold([room.index_select(0, indices) for room in self.rooms], self.keys.shape[2])
 
+    reorder_cache = batch_select_indices  # what beams ask for
+
     def _hold(self, rooms: Sequence[Tensor], tokens: int) -> None:
         self.rooms = rooms
         self.keys, self.values = (room[:, :, :tokens] for room in rooms)
