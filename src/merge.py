@@ -17,6 +17,8 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
@@ -108,11 +110,12 @@ def prove(job: Job, args: argparse.Namespace) -> list[str]:
         # The libraries' own output goes to a file meanwhile; what we say does not.
         with os.fdopen(os.dup(sys.stdout.fileno()), "w") as screen, command.library_output_in(job.run.log):
 
-            def say(step: str) -> None:
-                print(f"Proof on {args.proof_limit} held-out prompts: {step} ...", file=screen, flush=True)
+            def watch(step: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+                print(f"Proof on held-out prompts: {step} ...", file=screen, flush=True)
+                return command.progress(Console(file=screen), step, total)
 
             of = (job.config, job.adapter, original(job.base), job.output)
-            found = proofs.prove(*of, args.proof_limit, job.revision, say)
+            found = proofs.prove(*of, args.proof_limit, job.revision, watch)
     for line in proofs.lines(found):
         console.print(line)
     return found["failures"]

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +166,21 @@ def merged_with(adapter: Path, folder: Path, scale: float) -> Path:
 def test_a_right_merge_is_proved(strong: tuple[Config, Path], tmp_path: Path) -> None:
     config, adapter = strong
     merged = merged_with(adapter, tmp_path, 1)
-    steps: list[tuple[str, int]] = []
+    steps: list[tuple[int, int]] = []
+    done: list[int] = []
     alive = lambda: sum(issubclass(type(thing), PreTrainedModel) for thing in gc.get_objects())  # noqa: E731
     gc.collect()  # what other tests left
     before = alive()
-    proof = prove(config, adapter, str(TINY), merged, 16, on_step=lambda step: steps.append((step, alive() - before)))
+
+    @contextmanager
+    def watch(step: str, total: int) -> Iterator[Callable[[int], None]]:
+        steps.append((total, alive() - before))
+        yield done.append
+
+    proof = prove(config, adapter, str(TINY), merged, 16, watch=watch)
     assert proof["passed"] and proof["failures"] == [] and proof == json.loads((merged / "proof.json").read_text())
-    assert [models for _, models in steps] == [0, 0], "the first model is gone when the second is loaded"
+    assert [models for _, models in steps] == [2, 2, 2], "a model, body and head, is gone when the next is loaded"
+    assert sum(done) == sum(total for total, _ in steps) == 5 * 16, "a bar ends where it said that it would"
     assert (proof["prompts"], proof["split"], proof["task"]) == (16, "test", "word_problems")
     assert 0 < proof["merged"]["kl"] < proof["adapter_effect"]["kl"] / 10 and proof["adapter_effect"]["kl"] > 1e-3
     assert proof["merged"]["tokens"] == proof["adapter_effect"]["tokens"] > 16 * 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from llm_grpo.device import has_gpu
 from llm_grpo.errors import first_line
 from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
 
+OnDone = Callable[[int], None]  # called with how many answers are done since
 TOP = 128  # tokens kept of a distribution; the rest counts as one more token
 
 
@@ -41,15 +42,18 @@ class Reading:
     top_logprob: torch.Tensor
 
 
-def read(model: Any, pairs: Sequence[Answered]) -> list[Reading]:
+def read(model: Any, pairs: Sequence[Answered], on_done: OnDone = lambda count: None) -> list[Reading]:
     readings = []
     for answered, logprobs in zip(pairs, distributions(model, pairs), strict=True):
         top_logprob, top = logprobs.topk(min(TOP, logprobs.shape[1]))
         readings.append(Reading(_of_answer(logprobs, answered).cpu(), top.cpu(), top_logprob.cpu()))
+        on_done(1)
     return readings
 
 
-def gaps(readings: Sequence[Reading], model: Any, pairs: Sequence[Answered]) -> dict[str, float | int]:
+def gaps(
+    readings: Sequence[Reading], model: Any, pairs: Sequence[Answered], on_done: OnDone = lambda count: None
+) -> dict[str, float | int]:
     """The distance of `model` from the one that was read, over every token of every answer (natural logarithms).
 
     kl is KL(read || model), with everything outside the TOP tokens as one: at most the exact value, and equal to it
@@ -61,6 +65,7 @@ def gaps(readings: Sequence[Reading], model: Any, pairs: Sequence[Answered]) -> 
         gap.append((_of_answer(logprobs, answered).cpu() - reading.logprob).abs())
         kl.append(_kl(reading.top_logprob.double(), logprobs.gather(1, top).cpu().double(), logprobs.shape[1]))
         same.append((logprobs.argmax(1) == top[:, 0]).cpu())
+        on_done(1)
     gap_of_all, kl_of_all, same_of_all = torch.cat(gap), torch.cat(kl), torch.cat(same)
     return {
         "tokens": len(gap_of_all),
@@ -112,7 +117,7 @@ def opened(config: Config, model: str, adapter: Path | None = None, **options: A
 
 
 def gap_to_four_bit(
-    config: Config, adapter: Path, readings: Sequence[Reading], pairs: Sequence[Answered]
+    config: Config, adapter: Path, readings: Sequence[Reading], pairs: Sequence[Answered], on_done: OnDone
 ) -> dict[str, Any]:
     """How far the adapter on the 4-bit base, where it learned, is from the adapter on the 16-bit base.
 
@@ -127,6 +132,6 @@ def gap_to_four_bit(
         with opened(config, config.model.name, adapter, **how) as engine:
             if not getattr(engine.model, "is_loaded_in_4bit", False):
                 return {"measured": False, "why": "transformers loaded the base in 16-bit on this machine"}
-            return {"measured": True, **gaps(readings, engine.model, pairs)}
+            return {"measured": True, **gaps(readings, engine.model, pairs, on_done)}
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         return {"measured": False, "why": f"the 4-bit base cannot be run on this machine ({first_line(error)})"}

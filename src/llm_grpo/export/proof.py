@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from llm_grpo.rollouts.transformers import TransformersEngine
 from llm_grpo.tasks import build_task
 
 FILE = "proof.json"
+Watch = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 ROUNDING = 1e-4  # KL per token that 16-bit weights cost anyway; below it, its share of a small effect says nothing
 
 
@@ -36,34 +38,35 @@ def prove(
     merged: Path,
     limit: int,
     revision: str | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    watch: Watch = lambda what, total: nullcontext(lambda count: None),
 ) -> dict[str, Any]:
     """Compare adapter and merged model on the first `limit` test problems of the run's task; write merged/proof.json.
 
     adapter: what the run learned; a whole model stands for itself, and the base is what it was trained from.
     Log-probabilities and KL are taken over the adapter's greedy answers, token by token; accuracy over each model's own
     greedy answers. "adapter_effect" is the distance of the base from the adapter: a merge has to be much nearer than
-    that. Raises UserError where the data or a model cannot be had; a failed comparison is a result, not an error.
+    that. watch: entered with what comes next and how many answers it takes, yields what to call as they are done.
+    Raises UserError where the data or a model cannot be had; a failed comparison is a result, not an error.
     """
     rewards, task = build_rewards(config.rewards), build_task(config.task.name, config.task.args)
-    on_step("what was trained answers")
     with opened(config, base, adapter, revision=revision) as engine:
         problems = prepare(task, "test", config, engine.tokenizer, limit).problems
-        of_adapter = evaluate(engine, task, problems, rewards, config.answer_tokens())
-        pairs = _answered(engine, problems, of_adapter["items"])
-        readings = read(engine.model, pairs)
+        with watch("what was trained answers", 2 * len(problems)) as on_done:
+            of_adapter = evaluate(engine, task, problems, rewards, config.answer_tokens(), on_done=on_done)
+            pairs = _answered(engine, problems, of_adapter["items"])
+            readings = read(engine.model, pairs, on_done)
         computed_in = f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device.type}"
-    with opened(config, base, revision=revision) as engine:  # by itself: what was learned need not be an adapter on it
-        effect = gaps(readings, engine.model, pairs)
+    # By itself: what was learned need not be an adapter on it.
+    with opened(config, base, revision=revision) as engine, watch("the base reads it", len(pairs)) as on_done:
+        effect = gaps(readings, engine.model, pairs, on_done)
     four_bit = {}
     if choose_four_bit(config.model.load_in_4bit)[0]:
-        on_step("the adapter on the 4-bit base")
-        four_bit = {"four_bit": gap_to_four_bit(config, adapter, readings, pairs)}
-    on_step("the merged model answers")
-    with opened(config, str(merged)) as engine:
+        with watch("the adapter on the 4-bit base reads it", len(pairs)) as on_done:
+            four_bit = {"four_bit": gap_to_four_bit(config, adapter, readings, pairs, on_done)}
+    with opened(config, str(merged)) as engine, watch("the merged model answers", 2 * len(pairs)) as on_done:
         same_prompts = [pair.prompt for pair in pairs] == [_prompt_ids(engine, problem) for problem in problems]
-        of_merged = evaluate(engine, task, problems, rewards, config.answer_tokens())
-        gap: dict[str, Any] = gaps(readings, engine.model, pairs)
+        of_merged = evaluate(engine, task, problems, rewards, config.answer_tokens(), on_done=on_done)
+        gap: dict[str, Any] = gaps(readings, engine.model, pairs, on_done)
     texts = zip(*([item["completion"] for item in report["items"]] for report in (of_adapter, of_merged)), strict=True)
     gap["text_agreement"] = sum(a == b for a, b in texts) / len(problems)
     gap["share_of_effect"] = gap["kl"] / effect["kl"] if effect["kl"] else None
