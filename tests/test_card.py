@@ -85,7 +85,7 @@ def test_everything_that_was_measured(run: runs.Run) -> None:
 
 
 ABSENT = [
-    ("summary.json", "Item by item", "the paired comparison"),
+    ("eval/before.json", "item by item", "the paired comparison"),
     ("eval/before.json", "| before |", "the numbers before"),
     ("eval/after.json", "## Results", "the numbers after"),
     ("eval/after.json", "## Sample answers", "the answers"),
@@ -111,6 +111,34 @@ def test_sampled_answers_where_both_have_them(run: runs.Run) -> None:
     assert "of sampled answers" not in card(subject(run)), "there is nothing to compare with"
     change(run.before, sampled={"k": 4, "strict": strict | {"avg_at_k": 0.4}})
     assert "| strict, avg@4 of sampled answers | 40.0% [25.0%, 75.0%] | 50.0% [25.0%, 75.0%] |" in card(subject(run))
+
+
+def test_sft_and_grpo_each_against_what_it_started_from(run: runs.Run) -> None:
+    one = card(subject(run))
+    assert "|  | before | after |" in one and one.count("item by item") == 1 and "From before to after, item" in one
+    report = json.loads(run.before.read_text())
+    run.after_sft.write_text(json.dumps(report | {"strict_accuracy": 0.123}))
+    text = card(subject(run))
+    assert "|  | before | after SFT | after GRPO |" in text and "12.3%" in text
+    said = re.findall(r"From (.*?), item by item \(strict\): (\d+) gained", text)
+    assert [name for name, _ in said] == ["before to after SFT", "after SFT to after GRPO", "before to after GRPO"]
+    assert said[0][1] == "0" and said[1][1] == said[2][1]
+
+
+@pytest.mark.parametrize(
+    ("task", "named", "of_the_hub"),
+    [
+        ("{name: jsonl, args: {path: /home/me/sums.jsonl}}", "sums.jsonl", None),
+        ("{name: hub, args: {path: 'hf://datasets/owner/sums@main'}}", "owner/sums", ["owner/sums"]),
+    ],
+)
+def test_what_it_learned_from(run: runs.Run, task: str, named: str, of_the_hub: list[str] | None) -> None:
+    given = run.config_file.read_text()
+    run.config_file.write_text(re.sub(r"task:\n.*?prompt:", f"task: {task}\nprompt:", given, flags=re.DOTALL))
+    text = card(subject(run))
+    data = ModelCard(text).data
+    assert f"fine-tuned with GRPO on `{named}`" in text and data.eval_results[0].dataset_name == named
+    assert data.get("datasets") == of_the_hub
 
 
 def test_without_a_run_there_is_little_to_say(run: runs.Run) -> None:
@@ -156,9 +184,10 @@ HOSTILE = [
 @pytest.mark.parametrize("completion", HOSTILE)
 def test_what_a_model_wrote_changes_nothing_around_it(run: runs.Run, completion: str) -> None:
     calm = headings(card(subject(run)))
-    items = json.loads(run.after.read_text())["items"]
-    items[0] |= {"completion": completion, "question": completion, "answer": "`a`\n# Not a heading", "strict": True}
-    change(run.after, items=items)
+    hostile = {"completion": completion, "question": completion, "answer": "`a`\n# Not a heading", "strict": True}
+    for file in (run.before, run.after):
+        first, *rest = json.loads(file.read_text())["items"]
+        change(file, items=[first | hostile, *rest])
     text = card(subject(run))
     assert headings(text) == calm and ModelCard(text).data.license != "stolen"
     normal = completion.replace("\r\n", "\n").replace("\x00", "\ufffd").strip() + "\n"

@@ -320,7 +320,14 @@ def test_a_failed_proof_is_not_pushed(hub: HubServer, run: Path, tmp_path: Path)
 
 
 def test_the_adapter_alone(hub: HubServer, run: Path, tmp_path: Path) -> None:
-    done = script(hub, tmp_path, "--run", run, "--push", "--method", "lora", "merge.push_to=user/lora")
+    def adapter_on(base: str) -> Path:
+        adapter = shutil.copytree(run / "adapter", tmp_path / "adapter", dirs_exist_ok=True)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        return adapter
+
+    words = ["--run", run, "--push", "--method", "lora", "merge.push_to=user/lora"]
+    done = script(hub, tmp_path, *words, "--adapter", adapter_on("user/base"))
     assert done.returncode == 0, done.stderr
     files = hub.files("user/lora")
     assert {
@@ -331,12 +338,10 @@ def test_the_adapter_alone(hub: HubServer, run: Path, tmp_path: Path) -> None:
     assert b"library_name: peft" in files["README.md"] and "validation.json" not in files
     done = script(hub, tmp_path, "--run", run, "--push")
     assert done.returncode == 2 and "merge.push_to" in done.stderr
-    adapter = tmp_path / "adapter"
-    shutil.copytree(run / "adapter", adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/home/me/base"}))
-    done = script(hub, tmp_path, "--run", run, "--adapter", adapter, "--push", "user/secret", "--method", "lora")
-    assert done.returncode == 2 and "names its base as /home/me/base" in done.stderr, "others could not load it"
+    for base in ("/home/me/base", "examples/tiny_qwen2"):  # others could not load it
+        words = ["--run", run, "--adapter", adapter_on(base), "--push", "user/secret", "--method", "lora"]
+        done = script(hub, tmp_path, *words)
+        assert done.returncode == 2 and f"names its base as {base}" in done.stderr
     assert "user/secret" not in hub.repositories
 
 

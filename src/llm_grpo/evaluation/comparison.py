@@ -9,11 +9,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from llm_grpo.answers.calculation import value_of
 from llm_grpo.errors import UserError
 
+Report = Mapping[str, Any]
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
@@ -72,7 +74,7 @@ def bootstrap_interval(values: Sequence[float], draws: int = 1000) -> tuple[floa
     return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def compare(before: Report, after: Report) -> dict[str, Any]:
     """The paired comparison of two evaluations of the same items. Raises UserError where the items differ.
 
     gained, lost, p_value are of strict accuracy; `lenient` holds the same for lenient accuracy. The strict gain is
@@ -109,7 +111,18 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _sampled(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def stages(before: Report | None, after_sft: Report | None, after: Report | None) -> list[tuple[str, Report]]:
+    """What a run evaluated, by name, the first first; what there is none of is left out."""
+    named = [("before", before), ("after SFT", after_sft), ("after GRPO" if after_sft else "after", after)]
+    return [(name, report) for name, report in named if report]
+
+
+def pairs_of(found: Sequence[tuple[str, Report]]) -> list[tuple[tuple[str, Report], tuple[str, Report]]]:
+    """Each of the stages with the one before it; the last with the first too."""
+    return [*pairwise(found), *([(found[0], found[-1])] if len(found) > 2 else [])]
+
+
+def _sampled(before: Report, after: Report) -> dict[str, Any]:
     old, new = (report.get("sampled") for report in (before, after))
     if not old or not new or any(old.get(name) != new.get(name) for name in ("k", "temperature", "top_p")):
         return {}

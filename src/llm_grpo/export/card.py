@@ -17,19 +17,22 @@ from typing import Any
 
 import yaml
 
+from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.evaluation.comparison import compare, pairs_of, stages
 from llm_grpo.export.proof import read_proof
 from llm_grpo.export.source import shown
 from llm_grpo.files import write_text
 from llm_grpo.problems import system_prompt, worked_examples
 from llm_grpo.prompts import with_system
-from llm_grpo.report.tables import NAMES, interval, p_value, spent_text
+from llm_grpo.report.tables import NAMES, interval, p_value, sampled_change, spent_text
 from llm_grpo.runs import Run, is_whole_model, last_step
+from llm_grpo.tasks.hub import hub_name
 
 FILE = "README.md"
 OURS = "<!-- Written by llm-grpo, and written anew at each push. Delete this line to keep your own changes. -->"
 OF_PEFT = "[More Information Needed]"  # stands in the empty card that PEFT writes beside an adapter
-DATASETS = {"gsm8k": "openai/gsm8k"}  # tasks whose data have a name on the Hub
+DATASETS = {"gsm8k": "openai/gsm8k"}  # tasks whose data have a name on the Hub; those of `hub` are named in its path
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """The evaluations of this very adapter. paired: before against after, item by item."""
+    """The evaluations of this very adapter and of what it came from, by name, itself last. paired: (left, right,
+    counts) of each with the one before it, and of the last with the first."""
 
-    before: Mapping[str, Any] | None
-    after: Mapping[str, Any]
-    paired: Mapping[str, Any] | None
+    reports: dict[str, Mapping[str, Any]]
+    paired: list[tuple[str, str, Mapping[str, Any]]]
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        return [*self.reports.values()][-1]
 
 
 def write_card(subject: Subject) -> Path:
@@ -96,7 +103,7 @@ def card(subject: Subject) -> str:
     run, config = subject.run, subject.run.config() if subject.run else None
     measured = measurements(run, subject.adapter) if run else None
     licence, said = licence_of(subject.base)
-    task = config.task.name if config else None
+    data, on_the_hub = data_of(config) if config else (None, None)
     system, shots = (system_prompt(config), worked_examples(config)) if config else ("", ())
     source = FileSystemLoader(Path(__file__).parent)
     template = Environment(
@@ -126,8 +133,9 @@ def card(subject: Subject) -> str:
         max_tokens=config.grpo["max_completion_length"] if config else 512,
         licence=said,
         licence_fields=licence,
-        task=task,
-        dataset=DATASETS.get(task, task),
+        data=data,
+        on_the_hub=on_the_hub,
+        sampled_change=sampled_change,
         names=NAMES,
         interval=interval,
         p_value=p_value,
@@ -138,11 +146,21 @@ def card(subject: Subject) -> str:
 
 def measurements(run: Run, adapter: Path) -> Measured | None:
     """What the run measured of this adapter at the step it has now; None where it measured another one, or nothing."""
-    after, before = _read(run.after), _read(run.before)
+    before, after_sft, after = (_read(file) for file in (run.before, run.after_sft, run.after))
     step = _read(adapter / "validation.json").get("step") or last_step(run)
     if not after or Path(after.get("adapter", "")).name != adapter.name or after.get("step") != step:
         return None
-    return Measured(before or None, after, _read(run.summary).get("paired") if before else None)
+    found = stages(before, after_sft, after)
+    return Measured(dict(found), [(a, b, compare(old, new)) for (a, old), (b, new) in pairs_of(found)])
+
+
+def data_of(config: Config) -> tuple[str, str | None]:
+    """(what the run learned from, its name on the Hub if it has one there): a path, or the task's name."""
+    task, path = config.task.name, config.task.args.get("path")
+    if task != "hub" or Path(path).is_dir():
+        return shown(path) if path else task, DATASETS.get(task)
+    owned, _, _ = hub_name(path)
+    return owned, owned
 
 
 def licence_of(base: str) -> tuple[dict[str, str], str]:

@@ -84,7 +84,7 @@ def _check_adapter_alone(job: Job) -> None:
     from llm_grpo.export.adapter import read_adapter
 
     base = read_adapter(job.adapter).base
-    if Path(base).is_absolute():
+    if Path(base).is_absolute() or Path(base).is_dir():
         raise UserError(
             f"--method lora: {job.adapter}/adapter_config.json names its base as {base}, a folder of this machine. Put "
             "the Hub name that others can load under base_model_name_or_path there, or push with --method merged_16bit."

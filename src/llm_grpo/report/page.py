@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from llm_grpo.config.dotted import leaves
 from llm_grpo.diagnosis.diagnoses import diagnose
-from llm_grpo.evaluation.comparison import compare
+from llm_grpo.evaluation.comparison import compare, pairs_of, stages
 from llm_grpo.files import read_json, read_jsonl, write_text
 from llm_grpo.report.curves import charts, logged
 from llm_grpo.report.rollouts import shown_groups
@@ -110,10 +110,7 @@ def _time_line(rows: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str
 
 def _stages(before: Any, after_sft: Any, after: Any) -> list[tuple[str, str, dict[str, Any]]]:
     """(left, right, their table) of a run's evaluations, each with the one before it; the last with the first too."""
-    named = [("before", before), ("after SFT", after_sft), ("after" if not after_sft else "after GRPO", after)]
-    there = [(name, report) for name, report in named if report]
-    pairs = [*pairwise(there), *([(there[0], there[-1])] if len(there) > 2 else [])]
-    return [(left, right, _compared(old, new)) for (left, old), (right, new) in pairs]
+    return [(a, b, _compared(old, new)) for (a, old), (b, new) in pairs_of(stages(before, after_sft, after))]
 
 
 def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

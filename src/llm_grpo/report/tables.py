@@ -48,6 +48,12 @@ def evaluation_table(report: Mapping[str, Any], title: str) -> Table:
     return table
 
 
+def sampled_change(drawn: Mapping[str, Any]) -> str:
+    """`+27.8 points [+23.8, +32.0]`, of avg@k."""
+    change, low, high = (100 * value for value in (drawn["change"], *drawn["change_ci95"]))
+    return f"{change:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
 def comparison_rows(
     before: Mapping[str, Any], after: Mapping[str, Any], paired: Mapping[str, Any]
 ) -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
@@ -58,9 +64,7 @@ def comparison_rows(
         numbers.append((NAMES[name], share(before, name), share(after, name), change))
     if drawn := paired.get("sampled"):
         old, new = (share(report["sampled"]["strict"], "avg_at_k") for report in (before, after))
-        low, high = (100 * end for end in drawn["change_ci95"])
-        change = f"{100 * drawn['change']:+.1f} points [{low:+.1f}, {high:+.1f}]"
-        numbers.append((f"strict, sampled, avg@{drawn['k']}", old, new, change))
+        numbers.append((f"strict, sampled, avg@{drawn['k']}", old, new, sampled_change(drawn)))
     old, new = (
         {"reward": report.get("reward"), **report.get("metrics", {}).get("numbers", {})} for report in (before, after)
     )
