@@ -33,7 +33,7 @@ def random_model(kind: str, seed: int) -> Any:
     torch.manual_seed(seed)
     size = {"vocab_size": 300, "initializer_range": 0.2}
     if kind == "gpt2":  # learned positions
-        return GPT2LMHeadModel(GPT2Config(**size, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+        return GPT2LMHeadModel(GPT2Config(**size, n_embd=16, n_layer=2, n_head=2, n_positions=80)).eval()
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return Qwen2ForCausalLM(Qwen2Config(**size, **shape, num_key_value_heads=1)).eval()
 
@@ -63,12 +63,18 @@ PAIRS = [
 ]
 
 
+BEGUN_ALIKE = [Answered([*range(40, 60), *pair.prompt], pair.answer) for pair in (*PAIRS, Answered([5], [8]))]
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, BEGUN_ALIKE, BEGUN_ALIKE[:1]], ids=["apart", "begun alike", "one"])
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
-def test_gaps_are_what_plain_arithmetic_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gaps_are_what_plain_arithmetic_gives(
+    kind: str, pairs: list[Answered], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gaps, "TOP", 300)
     first, second = random_model(kind, 0), random_model(kind, 1)
-    found = gaps.gaps(gaps.read(first, PAIRS), second, PAIRS)
-    assert found == pytest.approx(plainly(first, second, PAIRS), abs=1e-5)
+    found = gaps.gaps(gaps.read(first, pairs), second, pairs)
+    assert found == pytest.approx(plainly(first, second, pairs), abs=1e-5)
     assert found["kl"] > 0.1 and found["max_logprob_gap"] > 0, "the two models differ"
 
 

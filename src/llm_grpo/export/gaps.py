@@ -6,11 +6,13 @@ whole vocabulary: 1.5 MB per 1000 positions, where the logits of a vocabulary of
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from llm_grpo.config.schema import Config
 from llm_grpo.device import has_gpu
 from llm_grpo.errors import first_line
+from llm_grpo.rollouts.sampled import attends_to_everything
 from llm_grpo.rollouts.transformers import TransformersEngine, load_engine
 
 OnDone = Callable[[int], None]  # called with how many answers are done since
@@ -80,12 +83,21 @@ def distributions(model: Any, pairs: Sequence[Answered]) -> Iterator[torch.Tenso
     """For each pair the log-probabilities (n, vocabulary) of its n answer tokens, in float32, on the model's device.
 
     One after the other: the logits of one answer over a large vocabulary are 100 MB and more, and nothing is padded.
+    What all prompts begin with (a system prompt, worked examples) is read once, where a cache can hold it.
     """
+    beginning = commonprefix([pair.prompt[:-1] for pair in pairs]) if attends_to_everything(model) else []
+    with torch.no_grad():
+        past = model(input_ids=_row(beginning, model), use_cache=True).past_key_values if beginning else None
     for pair in pairs:
-        tokens = torch.tensor([pair.prompt + pair.answer], device=model.device)
+        tokens = _row(pair.prompt[len(beginning) :] + pair.answer, model)
         with torch.no_grad():
-            logits = model(input_ids=tokens, use_cache=False).logits[0]
-        yield logits[len(pair.prompt) - 1 : -1].float().log_softmax(-1)  # what stands at t foretells t + 1
+            said = model(input_ids=tokens, past_key_values=copy.deepcopy(past), use_cache=past is not None)
+        logits = said.logits[0, -1 - len(pair.answer) : -1]  # what stands at t foretells t + 1
+        yield logits.float().log_softmax(-1)
+
+
+def _row(ids: list[int], model: Any) -> torch.Tensor:
+    return torch.tensor([ids], device=model.device)
 
 
 def _of_answer(logprobs: torch.Tensor, answered: Answered) -> torch.Tensor:
