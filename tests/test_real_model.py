@@ -8,19 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_script
+from transformers import AutoTokenizer
 
 from llm_grpo import runs
+from llm_grpo.config.loading import load_config
 from llm_grpo.diagnosis.drift import METRIC
 from llm_grpo.files import read_jsonl
+from llm_grpo.problems import prepare
+from llm_grpo.tasks import build_task
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="no models/SmolLM2-135M-Instruct: make test-real"),
 ]
-SLICE = ("sft={steps: 2, batch_size: 4, learning_rate: 2.0e-4}", "grpo.max_steps=2", "grpo.save_steps=2",
-         "grpo.per_device_train_batch_size=16", "grpo.max_completion_length=32", "evaluation.limit=8",
-         "evaluation.validation_limit=4", "evaluation.every_steps=0")  # fmt: skip
+SLICE = ("sft={steps: 8, batch_size: 4, learning_rate: 2.0e-4}", "grpo.max_steps=2", "grpo.save_steps=2",
+         "grpo.per_device_train_batch_size=16", "grpo.max_completion_length=24", "evaluation.limit=8",
+         "evaluation.validation_limit=4", "evaluation.every_steps=0", "evaluation.samples=1")  # fmt: skip
 
 
 def train(folder: Path, *words: str) -> runs.Run:
@@ -34,13 +38,21 @@ def test_from_yaml_over_sft_and_grpo_to_a_merged_model(tmp_path: Path, four_bit:
     """The merge is into the base as it is, whatever was trained on; the adapter answers in the form."""
     run = train(tmp_path, f"model.load_in_4bit={str(four_bit).lower()}")
     rows, solved = list(read_jsonl(run.metrics)), list(read_jsonl(run.sft_metrics))
-    assert [row["step"] for row in rows] == [row["step"] for row in solved] == [1, 2]
-    assert all(row[METRIC] < (1e-3 if four_bit else 1e-4) and row["grad_norm"] > 0 for row in rows), rows
+    assert [row["step"] for row in rows] == [1, 2] and [row["step"] for row in solved] == [*range(1, 9)]
+    assert all(row[METRIC] < (1e-3 if four_bit else 1e-4) for row in rows), rows
+    assert all((row["grad_norm"] > 0) == (row["informative_share"] > 0) for row in rows), "two groups may teach nothing"
     assert 0.2 < solved[0]["loss"] < 2, "what a pretrained model thinks of a worked solution"
     assert (run.merged / "config.json").is_file()
     asked = "Tom has 3 apples and buys 4 more. How many apples does he have?"
     said = run_script("src/infer.py", "--run", run.folder, "--temperature", "0", "--prompt", asked)
     assert said.returncode == 0 and "3" in said.stdout and "4" in said.stdout, said.stdout + said.stderr
+
+
+def test_every_prompt_leaves_room_for_its_answer() -> None:
+    config = load_config(ROOT / "configs" / "smollm2.yaml", environment={})
+    task, tokenizer = build_task(config.task.name, config.task.args), AutoTokenizer.from_pretrained(MODEL)
+    found = [len(prepare(task, part, config, tokenizer).problems) for part in ("train", "validation", "test")]
+    assert found == [502, 174, 320], "three of the 505 are the worked examples"
 
 
 def test_vllm_answers_as_transformers_does(tmp_path: Path) -> None:
