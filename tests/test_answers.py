@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llm_grpo.answers.equality import same_answer
 from llm_grpo.answers.formats import extract_hash_answer, extract_xml_answer, only_answer, well_formed
 from llm_grpo.answers.judging import JUDGES
-from llm_grpo.answers.numerals import last_number, parse_number
+from llm_grpo.answers.numerals import last_said, parse_number
 
 NUMBERS = [
     ("$1,234.00", 1234, "currency, thousands, cents"),
@@ -105,7 +105,7 @@ def test_every_fraction_comes_back(value: Fraction) -> None:
 @given(st.integers(min_value=-(10**15), max_value=10**15))
 def test_every_integer_comes_back_with_its_thousands(value: int) -> None:
     assert parse_number(f"{value:,}") == value == parse_number(f"{value}.00")
-    assert last_number(f"so 3 times {value:,}.") == f"{value:,}"
+    assert last_said(f"so 3 times {value:,}.")[0] == f"{value:,}"
 
 
 SAME = [

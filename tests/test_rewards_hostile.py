@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llm_grpo.answers.equality import same_answer
 from llm_grpo.answers.formats import extract_boxed_answer, extract_hash_answer, extract_xml_answer, only_answer
 from llm_grpo.answers.judging import JUDGES
-from llm_grpo.answers.numerals import last_number, parse_number
+from llm_grpo.answers.numerals import last_said, parse_number
 from llm_grpo.rewards import REWARDS
 from llm_grpo.rewards.calculations import calculations
 
@@ -67,7 +67,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "only_answer, boxed": partial(only_answer, answer_format="boxed"),
     "only_answer": only_answer,
     "parse_number": parse_number,
-    "last_number": last_number,
+    "last_said": last_said,
     "calculations": lambda text: list(calculations(text)),
     "same_answer, text": lambda text: same_answer(text, text + "x"),
     "same_answer, LaTeX": lambda text: same_answer(text, r"\frac{1}{2}"),

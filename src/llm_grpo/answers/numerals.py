@@ -60,13 +60,9 @@ def read_number(text: str) -> Reading | None:
     return numbers[-1]
 
 
-def last_number(text: str) -> str | None:
-    """The last thing in a text that looks like a number, as written (`-5`, `1,234.50`, `1/2`, `3 million`), or None."""
-    return last_said(text)[0]
-
-
 def last_said(text: str) -> tuple[str | None, bool]:
-    """The last number of a text with its unit, and whether its sentence leaves it as it is.
+    """The last number of a text with its unit, as written (`-5`, `1,234.50`, `1/2`, `3 million`), and whether its
+    sentence leaves it as it is.
 
     A sentence does not where it says another value or none, by the rules of `read_number`: `not 42`, `5x`, `41 or 42`.
     What stands before an earlier number or a comma is not looked at, nor what is further than two words behind it.
