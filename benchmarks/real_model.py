@@ -11,6 +11,7 @@ them. Called again, it goes on where it stopped: what is finished stays, what ha
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -85,7 +86,8 @@ def result_of(folder: Path, seeds: list[int], overrides: list[str]) -> dict:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = {"cpus": os.cpu_count(), "platform": f"{platform.system()} {platform.machine()}"}
     found = {seed: seed_of(folder, seed) for seed in seeds}
-    return {"what": __doc__.partition("\n\n")[0], "date": now, **machine, "overrides": overrides, "seeds": found}
+    result = {"what": __doc__.partition("\n\n")[0], "date": now, **machine, "overrides": overrides, "seeds": found}
+    return json.loads(json.dumps(result).replace(f"{ROOT}/", ""))  # no folder of this machine
 
 
 def seed_of(folder: Path, seed: int) -> dict:
