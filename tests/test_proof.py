@@ -78,6 +78,13 @@ def test_gaps_are_what_plain_arithmetic_gives(
     assert found["kl"] > 0.1 and found["max_logprob_gap"] > 0, "the two models differ"
 
 
+def test_what_all_prompts_begin_with_is_read_once() -> None:
+    model, read = random_model("qwen2", 0), []
+    model.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True)
+    gaps.read(model, BEGUN_ALIKE)
+    assert read == [20, *(len(pair.prompt) + len(pair.answer) - 20 for pair in BEGUN_ALIKE)]
+
+
 def test_a_part_of_the_vocabulary_bounds_the_kl_from_below(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = random_model("qwen2", 0), random_model("qwen2", 1)
     exact, last = plainly(first, second, PAIRS)["kl"], 0.0

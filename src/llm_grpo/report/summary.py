@@ -12,7 +12,7 @@ from llm_grpo import runs
 from llm_grpo.config.schema import Config
 from llm_grpo.diagnosis.diagnoses import diagnose
 from llm_grpo.diagnosis.prospects import checked
-from llm_grpo.evaluation.comparison import compare
+from llm_grpo.evaluation.comparison import compare, pairs_of, stages
 from llm_grpo.evaluation.scoring import without_items
 from llm_grpo.files import read_json
 from llm_grpo.planning.memory import memory_of
@@ -79,13 +79,9 @@ def say_result(
     console: Console, run: Run, summary: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
     """The tables of the end, the confusion matrix where the task has classes, and what is wrong."""
-    between, problems = read_json(run.after_sft), f"{after['n']} held-out problems"
-    if between:
-        console.print(comparison_table(before, between, summary["sft"], f"{problems}, before and after SFT"))
-        console.print(
-            comparison_table(between, after, summary["grpo"], f"{problems}, before and after the GRPO behind it")
-        )
-    console.print(comparison_table(before, after, summary["paired"], f"{problems}, before and after training"))
+    for (left, old), (right, new) in pairs_of(stages(before, read_json(run.after_sft), after)):
+        title = f"{after['n']} held-out problems, {left} and {right}"
+        console.print(comparison_table(old, new, compare(old, new), title))
     if classes := classes_table(after, "after training, by class"):
         console.print(classes)
     draw_confusion({"before": before, "after": after}, run.confusion)
