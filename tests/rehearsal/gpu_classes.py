@@ -47,6 +47,7 @@ llama.fast_rms_layernorm = unsloth.kernels.rms_layernorm.fast_rms_layernorm = rm
 llama.fast_rope_embedding = rope
 
 from conftest import ROOT  # noqa: E402, I001  (what imports TRL comes after the rewriting)
+from test_sft import test_the_first_loss_is_that_of_the_base_on_the_answers  # noqa: E402, F401
 from test_training import lora_b, trained  # noqa: E402
 from test_verification import build, tiny  # noqa: E402, F401
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import rewriting  # noqa: F401  (first: it patches TRL)
 
 import shutil  # isort: skip
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ import seams
 import torch
 from conftest import ROOT, SMALL, TINY
 from test_fitting import FOUR_OF_FOUR, close, updates
+from test_sft import (
+    _in_the_repository,  # noqa: F401
+    demo,
+    test_the_first_loss_is_that_of_the_base_on_the_answers,  # noqa: F401
+)
 from test_skipping import SIXTEEN
 from test_training import trained
 from test_verification import LEVELS, SETTINGS, build, one_thread, tiny  # noqa: F401  (fixtures)
@@ -22,7 +28,8 @@ from llm_grpo.config.loading import load_config
 from llm_grpo.diagnosis import drift
 from llm_grpo.errors import UserError
 from llm_grpo.policy import load_policy
-from llm_grpo.training.arguments import changed_in_silence, grpo_arguments, wanted_arguments
+from llm_grpo.training import sft
+from llm_grpo.training.arguments import changed_in_silence, device_arguments, grpo_arguments, wanted_arguments
 from llm_grpo.verification import formulas, verify_update
 
 
@@ -41,6 +48,20 @@ def test_the_update_is_the_formula(tiny: Path, loss_type: str, level: str, beta:
     trainer = build(tiny, f"grpo.loss_type={loss_type}", f"grpo.beta={beta}", *LEVELS[level])
     found = verify_update(trainer, off_policy=True)
     assert found.ok and 0.2 < found.clipped < 0.8, found
+
+
+def test_sft_holds_what_is_stated_and_else_what_trl_would(tmp_path: Path) -> None:
+    """Unsloth's own would take two batches an update."""
+    config = demo(tmp_path, "grpo.gradient_checkpointing=false")
+    run = runs.create(config)
+    held, stock = sft._arguments(config, run), sft.SFTConfig.__mro__[1]
+    assert held.unsloth_num_chunks and not hasattr(stock, "unsloth_num_chunks"), "Unsloth's, and above it TRL's"
+    plain = stock(output_dir="", **device_arguments())
+    other = {field.name for field in fields(stock) if getattr(held, field.name) != getattr(plain, field.name)}
+    stated = {"output_dir", "seed", "max_steps", "learning_rate", "per_device_train_batch_size", "max_length",
+              "dataset_kwargs", "save_total_limit", "logging_steps", "disable_tqdm", *sft.AS_IN_GRPO}  # fmt: skip
+    assert other <= stated | {"gradient_checkpointing_kwargs", "dataset_num_proc"}, other
+    assert held.gradient_accumulation_steps == 1
 
 
 def test_four_bits(tiny: Path) -> None:  # noqa: F811

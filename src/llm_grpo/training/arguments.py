@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import Trainer, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.utils import is_liger_kernel_available
 from trl import GRPOConfig
 
@@ -80,10 +80,17 @@ def wanted_arguments(config: Config, run: Run, weights: list[float], engine: str
 
     To be asked before the trainer is built: every TrainingArguments that is made resets Accelerate's state.
     """
-    stock = [kind for kind in GRPOConfig.__mro__ if kind.__name__ == "GRPOConfig"][-1]  # Unsloth's own is above it
-    plain = stock(**_stated(config, run, weights, engine))
-    held = {field.name: getattr(plain, field.name) for field in fields(stock)}
-    return held | config.grpo | {"scale_rewards": plain.scale_rewards}  # whose true and false are names for words
+    held = filled_by_trl(GRPOConfig, _stated(config, run, weights, engine))
+    scaling = held["scale_rewards"]
+    return held | config.grpo | {"scale_rewards": scaling}  # whose true and false are names for words
+
+
+def filled_by_trl(kind: type[TrainingArguments], stated: dict[str, Any]) -> dict[str, Any]:
+    """Every field of GRPOConfig or SFTConfig with what TRL's own class makes of these values; on a GPU the name stands
+    for Unsloth's, whose defaults are others (two batches an update, 8-bit AdamW, a seed of its own)."""
+    stock = [known for known in kind.__mro__ if known.__name__ == kind.__name__.removeprefix("Unsloth")][-1]
+    plain = stock(**stated)
+    return {field.name: getattr(plain, field.name) for field in fields(stock) if field.init}
 
 
 def changed_in_silence(wanted: dict[str, Any], arguments: GRPOConfig) -> dict[str, str]:

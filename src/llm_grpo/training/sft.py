@@ -31,7 +31,7 @@ from llm_grpo.records import Problem, Task
 from llm_grpo.rollouts import stop_tokens
 from llm_grpo.runs import Run
 from llm_grpo.training import sharing
-from llm_grpo.training.arguments import device_arguments, told_by_trl
+from llm_grpo.training.arguments import device_arguments, filled_by_trl, told_by_trl
 from llm_grpo.training.finite import FiniteUpdates
 from llm_grpo.training.stopping import GentleStop
 from llm_grpo.training.watching import MetricsFile, ProgressBar
@@ -145,7 +145,7 @@ def learn_solutions(
 
 def _arguments(config: Config, run: Run) -> SFTConfig:
     sft = config.sft
-    return SFTConfig(
+    stated = dict(
         **device_arguments(),
         **{name: config.grpo[name] for name in AS_IN_GRPO},
         output_dir=str(run.sft),
@@ -162,6 +162,7 @@ def _arguments(config: Config, run: Run) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
     )
+    return SFTConfig(**filled_by_trl(SFTConfig, stated))
 
 
 def _rows(policy: Policy, task: Task, problems: Sequence[Problem], most: int) -> Iterator[dict[str, list[int]]]:
