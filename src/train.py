@@ -146,7 +146,12 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
     def measure(file: Path, what: str) -> None:
         """What an earlier session of the run has measured stands."""
         if not processes.from_first(lambda: bool(read_json(file))):
-            write_json(file, report := evaluate(data["test"].problems, f"evaluating {what}"))
+            try:
+                report = evaluate(data["test"].problems, f"evaluating {what}")
+            except KeyboardInterrupt:  # which has its own word, last
+                console.print(f"\n{notices.again(run)}", highlight=False, markup=False, soft_wrap=True)
+                raise
+            write_json(file, report)
             notices.say_prospects(console, report)
 
     if config.sft:

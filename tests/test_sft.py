@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import train
 from llm_grpo import runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
@@ -181,6 +182,22 @@ def test_a_run_killed_early_in_grpo_goes_on_behind_its_sft(run: Path, tmp_path: 
         told = [[row["step"] for row in runs.read_jsonl(folder / name)] for folder in (run, copy)]
         assert told[0] == told[1], name
     assert saved(copy / "adapter") == saved(run / "adapter"), "as if it had not been killed"
+
+
+def test_a_stop_between_sft_and_grpo_says_how_to_go_on(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shutil.copytree(run, copy := tmp_path / "demo")
+    for name in ("eval/after_sft.json", "eval/after.json", "summary.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "checkpoints")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_grpo.evaluation.scoring.evaluator", lambda *_: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--config", str(copy / "config.yaml"), "--resume", f"run.output_dir={tmp_path}"])
+    assert f"src/train.py --config {copy / 'config.yaml'} --resume" in capsys.readouterr().out
+    assert saved(copy / "adapter_sft") == saved(run / "adapter_sft")
 
 
 def test_a_run_goes_on_from_an_adapter_and_begins_where_that_one_was(run: Path, tmp_path: Path) -> None:
