@@ -4,8 +4,9 @@ and after GRPO alone, on the same held-out problems, which chose nothing.
     python benchmarks/real_model.py --seeds 0 1      # or each in a process with OMP_NUM_THREADS=1, both at once
     python benchmarks/real_model.py --seeds 0 grpo.max_steps=3 sft.steps=3 evaluation.limit=16 --folder outputs/try
 
-Two runs a seed, one after the other, each a process that is ended after --minutes. The result is written after each of
-them. Called again, it goes on where it stopped: what is finished stays, what has a checkpoint is resumed.
+Two runs a seed, one after the other, each a process that is ended after --minutes. The result of all that lie in the
+folder is written after each of them. Called again, it goes on where it stopped: what is finished stays, what has a
+checkpoint is resumed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from llm_grpo import runs  # noqa: E402
 from llm_grpo.config.loading import load_config  # noqa: E402
+from llm_grpo.config.schema import Config  # noqa: E402
 from llm_grpo.evaluation.comparison import compare  # noqa: E402
 from llm_grpo.evaluation.scoring import without_items  # noqa: E402
 from llm_grpo.files import read_json, write_json  # noqa: E402
@@ -34,6 +36,7 @@ from llm_grpo.tasks import build_task  # noqa: E402
 
 CONFIG = ROOT / "configs" / "smollm2.yaml"
 RUNS = {"both": (), "grpo": ("sft=null",)}  # the run of both phases holds SFT alone too
+CURVES = ("accuracy", "reward", "entropy", "informative_share", "completions/mean_length")  # a value a step
 PHASES = ("generation", "rewards", "update", "validation")
 GOAL = "GRPO adds 5 points to what it starts from, p < .05"
 
@@ -53,19 +56,23 @@ def main() -> int:
     for seed in args.seeds:
         for name in RUNS:
             words = [*args.overrides, *RUNS[name], f"run.seed={seed}", f"run.name={name}-{seed}"]
-            train([*words, f"run.output_dir={args.folder.resolve()}"], args.minutes)
-            result = result_of(args.folder.resolve(), args.seeds, args.overrides)
+            if not train([*words, f"run.output_dir={args.folder.resolve()}"], args.minutes):
+                print(f"{name}-{seed} did not begin; see above.", file=sys.stderr)
+                return 1
+            result = result_of(args.folder.resolve(), args.overrides)
             write_json(file, result)
             print_result(result)
     print(file)
     return 0
 
 
-def train(overrides: list[str], minutes: float) -> None:
-    """A run from its start or its last checkpoint, unless it is finished; ended when its time is over."""
+def train(overrides: list[str], minutes: float) -> bool:
+    """A run from its start or its last checkpoint, unless it is finished; ended when its time is over. Whether there is
+    a run."""
     run = runs.of(load_config(CONFIG, overrides, environment={}))
     if run.summary.is_file():
-        return
+        return True
+    planned = planned_for(load_config(CONFIG, overrides, environment={}))
     go_on = ["--resume"] if run.last_checkpoint() else ["--overwrite"]
     words = [sys.executable, str(ROOT / "src/train.py"), "--config", str(CONFIG), *go_on, *overrides]
     print(f"{run.folder.name}: {go_on[0]}", flush=True)
@@ -77,15 +84,24 @@ def train(overrides: list[str], minutes: float) -> None:
         print(f"{run.folder.name}: stopped after {minutes:g} minutes", flush=True)
         process.terminate()
         process.wait()
+    if not run.config_file.is_file():
+        return False
     sessions = read_json(run.folder / "sessions.json") or []
-    spent = {"minutes": round((time.time() - start) / 60, 1), "exit_code": process.returncode}
+    spent = {"minutes": round((time.time() - start) / 60, 1), "exit_code": process.returncode, "plan": planned}
     write_json(run.folder / "sessions.json", [*sessions, spent])
+    return True
 
 
-def result_of(folder: Path, seeds: list[int], overrides: list[str]) -> dict:
+def planned_for(config: Config) -> dict[str, str]:
+    """What the plan says before a run: its time is tried, on the machine as it is then."""
+    return dict(explain(config, len(build_task(config.task.name, config.task.args).load("train").examples)))
+
+
+def result_of(folder: Path, overrides: list[str]) -> dict:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = {"cpus": os.cpu_count(), "platform": f"{platform.system()} {platform.machine()}"}
-    found = {seed: seed_of(folder, seed) for seed in seeds}
+    there = {int(file.parent.name.rpartition("-")[2]) for name in RUNS for file in folder.glob(f"{name}-*/config.yaml")}
+    found = {seed: seed_of(folder, seed) for seed in sorted(there)}
     result = {"what": __doc__.partition("\n\n")[0], "date": now, **machine, "overrides": overrides, "seeds": found}
     return json.loads(json.dumps(result).replace(f"{ROOT}/", ""))  # no folder of this machine
 
@@ -112,21 +128,23 @@ def _numbers(counts: dict) -> dict:
 def run_of(run: Run) -> dict:
     """What a run took, against what its plan had said; its curves."""
     rows, config = list(runs.read_jsonl(run.metrics)), run.config()
-    train_size = len(build_task(config.task.name, config.task.args).load("train").examples)
+    told = read_json(run.environment) or {}
     curve = [(row["step"], row["strict_accuracy"], row["format_rate"]) for row in runs.read_jsonl(run.validation)]
     means = {name: _mean(rows, name) for name in ("tokens_per_second", "completion_tokens", "frac_reward_zero_std")}
     return {
         "sessions": read_json(run.folder / "sessions.json"),
+        "starts": [
+            {"started": one["started"], "commit": one["commit"], "resumed": one["choices"].get("--resume")}
+            for one in ([*told.get("earlier_sessions", []), told] if told else [])
+        ],
         "steps": len(rows),
         "summary": {k: (read_json(run.summary) or {}).get(k) for k in ("train_seconds", "evaluated", "spent")},
         "seconds": {phase: round(sum(row.get(f"seconds/{phase}", 0) for row in rows)) for phase in PHASES},
         "means": means,
         "memory_peak_gb": max((row.get("memory_peak_gb", 0) for row in rows), default=None),
-        "plan": dict(explain(config, train_size)),
         "validation": curve,
-        "accuracy": [(row["step"], row.get("accuracy"), row.get("reward")) for row in rows],
+        "curves": {name: [row.get(name) for row in rows] for name in CURVES},
         "sft": [(row["step"], row["loss"], row["time"]) for row in runs.read_jsonl(run.sft_metrics)],
-        "commit": (read_json(run.environment) or {}).get("commit"),
         "config": config.as_dict(),
     }
 

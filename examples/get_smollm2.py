@@ -71,7 +71,8 @@ def fetch(wish: str, draft: Path, room: Path) -> str:
         try:
             shutil.copytree(snapshot_download(HUB_NAME, allow_patterns=PATTERNS), draft)
             return "hub"
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  (its HTTP libraries have errors of their own; PyPI is another way)
+            shutil.rmtree(draft, ignore_errors=True)
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if wish == "hub":
                 sys.exit(f"{HUB_NAME} cannot be had from the Hub: {said}")

@@ -103,7 +103,7 @@ def train(config: Config, *, overwrite: bool, resume: bool) -> int:
         console.print(notices.cannot_run(missing), markup=False)
         return 2
     check_window(config.model)
-    config, start = starting(config)
+    config, start = starting(config, resumed=resume)
     choices |= {"rollouts.skip": skip_choice(config)[1]}
     task.load("train")  # a fault in the data is told before anything slow starts
     check_data(config, task)

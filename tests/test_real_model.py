@@ -11,6 +11,7 @@ from conftest import ROOT, run_script
 from transformers import AutoTokenizer
 
 from llm_grpo import runs
+from llm_grpo.answers.calculation import value_of
 from llm_grpo.config.loading import load_config
 from llm_grpo.diagnosis.drift import METRIC
 from llm_grpo.files import read_jsonl
@@ -44,8 +45,11 @@ def test_from_yaml_over_sft_and_grpo_to_a_merged_model(tmp_path: Path, four_bit:
     assert 0.2 < solved[0]["loss"] < 2, "what a pretrained model thinks of a worked solution"
     assert (run.merged / "config.json").is_file()
     asked = "Tom has 3 apples and buys 4 more. How many apples does he have?"
-    said = run_script("src/infer.py", "--run", run.folder, "--temperature", "0", "--prompt", asked)
-    assert said.returncode == 0 and "3" in said.stdout and "4" in said.stdout, said.stdout + said.stderr
+    said = run_script("src/infer.py", "--run", run.folder, "--temperature", "0", "--prompt", asked,
+                      "--output", tmp_path / "said.jsonl")  # fmt: skip
+    assert said.returncode == 0, said.stdout + said.stderr
+    (row,) = read_jsonl(tmp_path / "said.jsonl")
+    assert value_of(row["completions"][0]["text"]) is not None, f"a calculation: {row}"
 
 
 def test_every_prompt_leaves_room_for_its_answer() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,11 @@ from llm_grpo.prompts import render
 from llm_grpo.tasks import build_task
 from llm_grpo.training.sft import _rows, learn_solutions
 from llm_grpo.training.sharing import Folded
-from llm_grpo.training.watching import ProgressBar
+from llm_grpo.training.stopping import GentleStop
+from llm_grpo.training.watching import ProgressBar, Validation
 
 DEMO = ROOT / "configs" / "demo.yaml"
+CONSOLE = Console(quiet=True)
 SFT = "sft={steps: 6, batch_size: 4, learning_rate: 1e-3}"
 
 
@@ -47,7 +50,7 @@ def learn(config: Config, run: runs.Run, policy: Policy | None = None) -> tuple[
     """(the policy afterwards, the number of the signal that ended it)"""
     policy, task = policy or load_policy(config), build_task(config.task.name, config.task.args)
     problems = prepare(task, "train", config, policy.tokenizer).problems
-    return policy, learn_solutions(config, policy, task, problems, run, Console(quiet=True)).number
+    return policy, learn_solutions(config, policy, task, problems, run, CONSOLE).number
 
 
 def held(policy: Policy) -> dict[str, bytes]:
@@ -64,7 +67,8 @@ def test_the_loss_is_on_the_worked_answer_alone_behind_the_prompt_that_is_asked(
     problems = prepare(task, "train", config, tokenizer).problems
     generation = type("", (), {"eos_token_id": tokenizer.eos_token_id})
     policy = Policy(type("", (), {"generation_config": generation}), tokenizer, None, {})
-    rows = list(_rows(policy, task, problems, 56))
+    rows, *left_out = _rows(policy, task, problems, 56)
+    assert left_out == [0, 0]
     assert len(rows) == len(problems) == 24
     for row, problem in zip(rows, problems, strict=True):
         learned = [token for token in row["labels"] if token != -100]
@@ -73,9 +77,9 @@ def test_the_loss_is_on_the_worked_answer_alone_behind_the_prompt_that_is_asked(
         assert tokenizer.decode(row["input_ids"][: -len(learned)]) == render(problem.messages, tokenizer)
     lengths = sorted(sum(label != -100 for label in row["labels"]) for row in rows)
     most = lengths[12]
-    assert len(list(_rows(policy, task, problems, most))) == sum(n <= most for n in lengths), (
-        "none longer than an answer"
-    )
+    fit = sum(n <= most for n in lengths)
+    some, *left_out = _rows(policy, task, problems, most)
+    assert len(some) == fit and left_out == [24 - fit, 0], "none longer than an answer, and it is told"
 
 
 def test_the_first_loss_is_that_of_the_base_on_the_answers(tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_the_first_loss_is_that_of_the_base_on_the_answers(tmp_path: Path) -> No
     problems = prepare(task, "train", config, policy.tokenizer).problems
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     told, tokens, all_told, all_tokens = 0.0, 0, 0.0, 0
-    for row in _rows(policy, task, problems, 56):
+    for row in _rows(policy, task, problems, 56)[0]:
         with torch.no_grad():
             found = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
         said = -found.gather(1, torch.tensor(row["input_ids"])[1:, None])[:, 0]
@@ -198,6 +202,45 @@ def test_a_stop_between_sft_and_grpo_says_how_to_go_on(run: Path, tmp_path: Path
         train.main(["--config", str(copy / "config.yaml"), "--resume", f"run.output_dir={tmp_path}"])
     assert f"src/train.py --config {copy / 'config.yaml'} --resume" in capsys.readouterr().out
     assert saved(copy / "adapter_sft") == saved(run / "adapter_sft")
+
+
+def test_what_sft_learned_is_chosen_where_grpo_does_not_better_it(tmp_path: Path) -> None:
+    def chosen(name: str, *words: str, accuracies: Sequence[float] = (0.5, 0.25, 0.5, 0.0)) -> tuple[int, list[int]]:
+        config = load_config(DEMO, [f"run.output_dir={tmp_path}", f"run.name={name}", *words], environment={})
+        run, saves, now = runs.create(config), [], []
+
+        def save(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "adapter_config.json").write_text("{}")
+            saves.extend(now)
+
+        def report() -> dict[str, float]:
+            return {"strict_accuracy": accuracies[now[0]], "lenient_accuracy": 0.0, "format_rate": 0.0}
+
+        measured = Validation(config, run, report, save, GentleStop(CONSOLE))
+        for step in range(len(accuracies)):
+            now[:] = [step]
+            measured.validate(step)
+        return run.chosen_step(), saves
+
+    assert chosen("sft", SFT) == (2, [0, 2]), "of two as good the later"
+    assert chosen("worse", SFT, accuracies=(0.5, 0.25)) == (0, [0])
+    assert chosen("adapter", f"lora.from={tmp_path}", accuracies=(0.5, 0.25)) == (0, [0])
+    assert chosen("base", accuracies=(0.5, 0.25)) == (1, [1]), "the base has learned nothing that could be kept"
+
+
+def test_a_run_goes_on_where_the_adapter_that_it_began_with_is_gone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "adapter_sft", adapter := tmp_path / "adapter")
+    words = [f"lora.from={adapter}", "lora.r=8"]
+    there, folder = starting(load_config(DEMO, words, environment={}))
+    assert folder == adapter
+    shutil.rmtree(adapter)
+    words += [f"lora.target_modules={there.lora.target_modules}"]
+    config = load_config(DEMO, words, environment={})
+    assert starting(config, resumed=True) == (config, None)
+    for more, resumed in (([], False), (["grpo.beta=0.1"], True)):  # begun anew; the KL is against it
+        with pytest.raises(UserError, match="there is no folder"):
+            starting(load_config(DEMO, [*words, *more], environment={}), resumed=resumed)
 
 
 def test_a_run_goes_on_from_an_adapter_and_begins_where_that_one_was(run: Path, tmp_path: Path) -> None:

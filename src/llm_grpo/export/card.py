@@ -147,7 +147,7 @@ def card(subject: Subject) -> str:
 def measurements(run: Run, adapter: Path) -> Measured | None:
     """What the run measured of this adapter at the step it has now; None where it measured another one, or nothing."""
     before, after_sft, after = (_read(file) for file in (run.before, run.after_sft, run.after))
-    step = _read(adapter / "validation.json").get("step") or last_step(run)
+    step = _read(adapter / "validation.json").get("step", last_step(run))
     if not after or Path(after.get("adapter", "")).name != adapter.name or after.get("step") != step:
         return None
     found = stages(before, after_sft, after)

@@ -9,12 +9,16 @@ from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError, first_line
 
 
-def starting(config: Config) -> tuple[Config, Path | None]:
+def starting(config: Config, *, resumed: bool = False) -> tuple[Config, Path | None]:
     """The config with the adapter's targets where it names none, and the adapter's folder; None where there is none.
 
+    resumed: a checkpoint holds what was learned from it, so it may be gone by now, unless it is what the KL is against.
     Raises UserError with all that does not fit.
     """
     if config.lora is None or config.lora.from_ is None:
+        return config, None
+    is_reference = config.grpo["beta"] > 0 and not config.sft
+    if resumed and config.lora.target_modules and not is_reference:
         return config, None
     from llm_grpo.export.adapter import read_adapter
 

@@ -33,6 +33,8 @@ def summarise(
     """What summary.json holds; before and after are evaluations of the same problems, with their items."""
     rows, findings = run.steps(), list(runs.read_jsonl(run.findings))
     which = "best on validation" if run.chosen_weights() == run.best else "the last"
+    if not run.chosen_step():
+        which += ": GRPO has not bettered what it started from"
     return {
         "name": config.run.name,
         "model": config.model.name,

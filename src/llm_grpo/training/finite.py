@@ -20,8 +20,9 @@ class FiniteUpdates(TrainerCallback):
     """Before and after the optimiser, in every process. In float16 accelerate's scaler leaves such updates out, and
     DeepSpeed steps within its backward pass, where nobody looks on."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, section: str = "grpo") -> None:
         self.trainer, self.in_a_row = trainer, 0
+        self.rate = f"a lower {section}.learning_rate"
 
     @property
     def learned(self) -> list[Tensor]:
@@ -39,7 +40,7 @@ class FiniteUpdates(TrainerCallback):
             raise _ended(
                 f"S{said[1:]}, and neither were the {IN_A_ROW - 1} before: nothing is learned any more. What was "
                 f"learned before is saved: a new run goes on from the last checkpoint in {args.output_dir} "
-                "(lora.from), with a lower grpo.learning_rate or grpo.max_grad_norm."
+                f"(lora.from), with {self.rate}."
             )
         self.trainer.say(f"{said}; this update is left out.")
         for parameter in self.learned:
@@ -53,7 +54,7 @@ class FiniteUpdates(TrainerCallback):
         start = f"A new run goes on from {newest.folder} (lora.from)" if newest else "Start another run"
         raise _ended(
             f"Step {state.global_step + 1} made weights that are no numbers (NaN or infinite), and they are not saved. "
-            f"{start}, with a lower grpo.learning_rate or another grpo.optim."
+            f"{start}, with {self.rate} or another grpo.optim."
         )
 
 

@@ -6,7 +6,7 @@ adapter_sft/ (or model_sft/) at the end; sft/ has a line a step and checkpoints 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,14 @@ def learn_solutions(
         return stop
     bar = ProgressBar(console, "SFT", ("loss",))
     processes.from_first(lambda: runs.cut_after(run.sft_metrics, done.step if done else 0))
-    rows = list(_rows(policy, task, problems, config.answer_tokens("train")))
+    rows, too_long, wrong = _rows(policy, task, problems, config.answer_tokens("train"))
     if not rows:
         raise UserError(
             "sft: no worked solution is right and fits grpo.max_completion_length. Raise it, or set sft=null."
         )
+    if too_long or wrong:
+        said = f"{too_long} are longer than grpo.max_completion_length, {wrong} not right by the task's own judge"
+        console.print(f"SFT: {len(rows)} of {len(problems)} worked solutions; {said}", style="yellow")
     seal = Seal(checkpoints.facts(config, task.load, made_with(policy.engine.name)), stop)
     with told_by_trl():
         trainer = Solutions(
@@ -117,7 +120,7 @@ def learn_solutions(
         )
     learn_in_float32(policy)
     trainer.shares, trainer.say = config.rollouts.skip is not False, partial(console.print, style="yellow")
-    trainer.add_callback(FiniteUpdates(trainer))
+    trainer.add_callback(FiniteUpdates(trainer, "sft"))
     trainer.remove_callback(PrinterCallback)
     if processes.count() > 1:  # it asks all processes, and one may have to save alone
         trainer.store_flos = lambda: None
@@ -165,18 +168,22 @@ def _arguments(config: Config, run: Run) -> SFTConfig:
     return SFTConfig(**filled_by_trl(SFTConfig, stated))
 
 
-def _rows(policy: Policy, task: Task, problems: Sequence[Problem], most: int) -> Iterator[dict[str, list[int]]]:
-    """Token ids of prompt and worked answer, and labels that are -100 over the prompt. Left out is what is longer than
-    `most` tokens, as no answer may be, and what the task's judge does not call right."""
+def _rows(
+    policy: Policy, task: Task, problems: Sequence[Problem], most: int
+) -> tuple[list[dict[str, list[int]]], int, int]:
+    """(token ids of prompt and worked answer, with labels that are -100 over the prompt; how many are left out because
+    they are longer than `most` tokens, as no answer may be; how many because the task's judge does not call them right)
+    """
     tokenizer = policy.tokenizer
     before = f"\n{CLOSE}\n\n" if begun_thought(tokenizer) else ""  # a prompt that ends in <think>: nothing is thought
-    end = _end(policy)
-    for problem in problems:
-        if worked_right(problem.example, task):
-            answer = [*_ids(tokenizer, before + worked(problem.example, task)), end]
-            prompt = _ids(tokenizer, render(problem.messages, tokenizer))
-            if len(answer) <= most:
-                yield {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+    end, rows = _end(policy), []
+    right = [problem for problem in problems if worked_right(problem.example, task)]
+    for problem in right:
+        answer = [*_ids(tokenizer, before + worked(problem.example, task)), end]
+        prompt = _ids(tokenizer, render(problem.messages, tokenizer))
+        if len(answer) <= most:
+            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return rows, len(right) - len(rows), len(problems) - len(right)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

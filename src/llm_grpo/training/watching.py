@@ -156,6 +156,7 @@ class ProgressBar(TrainerCallback):
 
 class Validation(TrainerCallback):
     """Evaluate every N steps and at the end; keep the weights with the best strict accuracy (ties: the later one).
+    Those of step 0 are among them where they have learned something before: by SFT, or in `lora.from`.
 
     After `patience` evaluations in a row that did not raise it, the training ends (0: never). due: the step that
     has just ended wants it. The trainer does it then (resuming.py): a stop may come meanwhile.
@@ -171,6 +172,7 @@ class Validation(TrainerCallback):
     ) -> None:
         self.run, self.evaluate, self.save, self.stop = run, evaluate, save, stop
         self.every, self.patience = config.evaluation.every_steps, config.evaluation.patience
+        self.learned_before = bool(config.sft or config.lora and config.lora.from_)
         self.highest, self.in_vain = -1.0, 0  # strict accuracy, and the evaluations since then
         self.metrics: dict[str, list[float]] | None = None  # TRL's, set once there is a trainer
         self.due = False
@@ -197,8 +199,9 @@ class Validation(TrainerCallback):
         self.in_vain = 0 if accuracy > self.highest else self.in_vain + 1
         self.highest = max(self.highest, accuracy)
 
-    def _is_best(self, report: dict[str, Any]) -> bool:
-        return report["strict_accuracy"] >= self.run.best_validation().get("strict_accuracy", -1)
+    def _is_best(self, step: int, report: dict[str, Any]) -> bool:
+        best = self.run.best_validation().get("strict_accuracy", -1)
+        return report["strict_accuracy"] >= best if step else self.learned_before
 
     def validate(self, step: int) -> None:
         start = time.perf_counter()
@@ -206,7 +209,7 @@ class Validation(TrainerCallback):
         report = processes.from_first(lambda: found)  # a judge may say one thing here and another there
         runs.append_jsonl(self.run.validation, [{"step": step, **report}])
         self._count(report["strict_accuracy"])
-        if processes.from_first(lambda: step and self._is_best(report)):
+        if processes.from_first(lambda: self._is_best(step, report)):
             draft = self.run.best.with_name(f".{self.run.best.name}.measured")
             self.save(draft)
             write_json(draft / "validation.json", {"step": step, **report})
