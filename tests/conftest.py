@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process of the tests per core, and each starts scripts
@@ -33,9 +35,12 @@ SMALL = (
 
 
 def run_script(
-    *words: object, timeout_s: float = 540, stdin: str = "", **environment: str
+    *words: object, timeout_s: float = 540, stdin: str = "", cold: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python src/NAME.py ...` from the repository's root, output captured."""
+    """`python src/NAME.py ...` from the repository's root, output captured. Begun in a process that has imported the
+    libraries already (warm.py), but where the environment is another, and where it is to be as a user's: cold."""
+    if str(words[0]).startswith("src/") and not environment and not cold:
+        return warm(words[0] == "src/train.py").run([*map(str, words)], stdin, timeout_s)
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
@@ -47,11 +52,17 @@ def run_script(
     )
 
 
+@cache
+def warm(trains: bool) -> Warm:
+    return Warm("llm_grpo.loaders.unsloth", "trl") if trains else Warm("torch", "transformers", "peft", "datasets")
+
+
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(run folder, what was printed) of configs/demo.yaml with few steps."""
     outputs = tmp_path_factory.mktemp("outputs")
-    done = run_script("src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={outputs}", *SMALL)
+    words = ("src/train.py", "--config", "configs/demo.yaml", f"run.output_dir={outputs}", *SMALL)
+    done = run_script(*words, cold=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return outputs / "demo", done.stdout + done.stderr
 
