@@ -2,7 +2,7 @@
 and after GRPO alone, on the same held-out problems, which chose nothing.
 
     python benchmarks/real_model.py --seeds 0 1      # or each in a process with OMP_NUM_THREADS=1, both at once
-    python benchmarks/real_model.py --seeds 0 grpo.max_steps=3 sft.steps=3 evaluation.limit=16 --folder outputs/try
+    python benchmarks/real_model.py grpo.max_steps=3 sft.steps=3 evaluation.limit=16 --seeds 0 --folder outputs/try
 
 Two runs a seed, one after the other, each a process that is ended after --minutes. The result of all that lie in the
 folder is written after each of them. Called again, it goes on where it stopped: what is finished stays, what has a
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from llm_grpo import runs  # noqa: E402
+from llm_grpo import command, runs  # noqa: E402
 from llm_grpo.config.loading import load_config  # noqa: E402
 from llm_grpo.config.schema import Config  # noqa: E402
 from llm_grpo.evaluation.comparison import compare  # noqa: E402
@@ -43,12 +43,13 @@ GOAL = "GRPO adds 5 points to what it starts from, p < .05"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument(
-        "--minutes", type=float, default=90, help="for a run; at its end it is stopped, with a checkpoint"
-    )
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "real_model", help="where the runs lie")
-    parser.add_argument("overrides", nargs="*", help="section.key=value for every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="(default 0 1)")
+    until = "for a run, which is then stopped with a checkpoint (default %(default)s)"
+    parser.add_argument("--minutes", type=float, default=150, help=until)
+    where = "where the runs lie (default outputs/real_model)"
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "real_model", help=where)
+    tried = "for every run; the result then goes to FOLDER/result.json, not to benchmarks/results/"
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=tried)
     args = parser.parse_intermixed_args()
     file = ROOT / "benchmarks" / "results" / f"real_model-{datetime.now(timezone.utc):%Y-%m-%d}.json"
     if args.overrides:  # a try: no result of the project
@@ -171,4 +172,4 @@ def print_result(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

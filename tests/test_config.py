@@ -175,6 +175,22 @@ def test_the_home_is_written_with_a_tilde(write, monkeypatch: pytest.MonkeyPatch
     assert load_config(write(text), ["model.name=~/x"], environment={}).model.name == "/home/mia/x"
 
 
+def test_whose_key_is_missing_and_who_gave_the_fault(write) -> None:
+    whole = "model: {name: x}\ntask: {name: t}\nrewards: [{name: a}]\n"
+    said = []
+    for text, words in (
+        ("task: {name: t}\n", []),
+        (whole, ["sft={step: 3}"]),
+        (whole, ["sft={steps: 5, warmup_steps: 5}"]),
+    ):
+        with pytest.raises(UserError) as error:
+            load_config(write(text), words, environment={})
+        said.append(str(error.value))
+    assert "model: missing; every config needs it." in said[0] and "command line" not in said[0]
+    assert "sft.steps: missing; sft needs it." in said[1] and "and the command line: 2 faults" in said[1]
+    assert "sft.warmup_steps: 5 leave none of the 5 steps." in said[2]
+
+
 def test_all_faults_at_once(write) -> None:
     with pytest.raises(UserError) as error:
         load_config(

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from conftest import ROOT, SMALL, TINY, run_script
@@ -21,6 +22,8 @@ from llm_grpo import runs
 from llm_grpo.config.loading import load_config
 from llm_grpo.config.schema import Config
 from llm_grpo.errors import UserError
+from llm_grpo.export.source import open_base
+from llm_grpo.planning.preflight import missing_for_training
 from llm_grpo.planning.starting import starting
 from llm_grpo.policy import Policy, load_policy
 from llm_grpo.problems import check_data, prepare, worked
@@ -227,6 +230,23 @@ def test_what_sft_learned_is_chosen_where_grpo_does_not_better_it(tmp_path: Path
     assert chosen("worse", SFT, accuracies=(0.5, 0.25)) == (0, [0])
     assert chosen("adapter", f"lora.from={tmp_path}", accuracies=(0.5, 0.25)) == (0, [0])
     assert chosen("base", accuracies=(0.5, 0.25)) == (1, [1]), "the base has learned nothing that could be kept"
+
+
+def test_whatever_the_hub_fails_by_is_told(monkeypatch) -> None:
+    """A proxy that refuses is an error of httpx, a download that breaks off one of Xet."""
+    for error in (httpx.ProxyError("403 Forbidden"), RuntimeError("xet: broken off"), OSError("no route")):
+
+        def fails(*_: object, error: Exception = error, **__: object) -> str:
+            raise error
+
+        for name in ("hf_hub_download", "snapshot_download"):
+            monkeypatch.setattr(f"huggingface_hub.{name}", fails)
+        with pytest.raises(UserError, match=f"owner/adapter cannot be had from the Hub: {error}"):
+            starting(load_config(DEMO, ["lora.from=owner/adapter"], environment={}))
+        (missing,) = missing_for_training(load_config(DEMO, ["model.name=owner/model"], environment={}))
+        assert missing.endswith(f"nor to be had from the Hub ({type(error).__name__}: {error})")
+        with pytest.raises(UserError, match=f"The base 'owner/model' .* cannot be had from the Hub .{error}"):
+            open_base("owner/model")
 
 
 def test_a_run_goes_on_where_the_adapter_that_it_began_with_is_gone(run: Path, tmp_path: Path) -> None:

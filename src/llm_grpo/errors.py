@@ -25,6 +25,14 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a question to the Hub may raise: huggingface_hub's own errors are kinds of these, and so is what comes
+    through it from the libraries beneath, of a proxy that refuses (httpx) or a download that breaks off (Xet)."""
+    import httpx
+
+    return OSError, ValueError, RuntimeError, httpx.HTTPError
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """' Did you mean X?' with the nearest allowed name; else what is allowed (of a long list, the five nearest)."""
     names = sorted(allowed)

@@ -49,7 +49,7 @@ def load_config(
             del origins[stale]
         below = [f"{dotted}.{inner}" for inner, _ in leaves(value) if inner] if isinstance(value, dict) else []
         origins |= dict.fromkeys(below or [dotted], origin)
-    return check(data, origins, source=str(path))
+    return check(data, origins, source=f"{path} and the command line" if overrides else str(path))
 
 
 def check(data: dict[str, Any], origins: dict[str, str], source: str) -> Config:
@@ -88,6 +88,8 @@ def _faults_between(config: Config) -> list[str]:
         faults.append("sampling.pass_rates and sampling.refill need sampling.choose=true.")
     if config.rollouts.url and config.rollouts.engine != "server":
         faults.append(f"rollouts.url: rollouts.engine is {config.rollouts.engine} and asks none. Set it to server.")
+    if config.sft and config.sft.warmup_steps >= config.sft.steps:
+        faults.append(f"sft.warmup_steps: {config.sft.warmup_steps} leave none of the {config.sft.steps} steps.")
     if config.lora is None and config.model.load_in_4bit is True:
         faults.append("lora: null trains all weights; 4-bit ones cannot be trained. Set model.load_in_4bit=false.")
     return faults
@@ -116,7 +118,7 @@ def _say(fault: Mapping[str, Any]) -> str:
         today = where_today(str(path[-1])) or did_you_mean(str(path[-1]), _fields(_section_at(path)))
         return f"{dotted}: unknown key.{today}"
     if fault["type"] == "missing":
-        return f"{dotted}: missing; every config has to say it."
+        return f"{dotted}: missing; {'.'.join(map(str, path[:-1])) or 'every config'} needs it."
     if fault["type"] == "literal_error":
         return f"{dotted}: {given!r} is not allowed. Allowed: {fault['ctx']['expected']}."
     if isinstance(given, (dict, list)) and len(str(given)) > 60:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_grpo.errors import UserError
+from llm_grpo.errors import UserError, hub_errors
 
 TOKEN_VARIABLE = "HF_TOKEN"
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
@@ -108,7 +108,6 @@ def _ask(
     way_out: str = "",
 ) -> T:
     """The answer of the Hub, after a few tries where a fault may pass. Raises UserError, never with the token in it."""
-    import httpx
     from huggingface_hub import HfApi, logging
 
     logging.set_verbosity_error()  # it warns of each of its own tries, with the signed address it tried
@@ -117,7 +116,7 @@ def _ask(
             return question(HfApi(token=token))
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # huggingface_hub's are kinds of these
+        except hub_errors() as error:
             said = _said(error).replace(token, "***")
             if wait_s is None or not _may_pass(error):
                 raise UserError(f"{what}: {said}." + (f"\n{way_out}" if way_out else "")) from None

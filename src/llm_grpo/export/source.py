@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_grpo.errors import UserError, first_line
+from llm_grpo.errors import UserError, first_line, hub_errors
 from llm_grpo.export.tensors import Stored, read_header
 
 FOUR_BIT_SUFFIXES = ("-unsloth-bnb-4bit", "-bnb-4bit")  # longest first; Unsloth's names for its quantized copies
@@ -60,13 +60,12 @@ def open_base(name: str, revision: str | None = None) -> Base:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
 
     patterns = ["config.json", INDEX, "model*.safetensors", "README.md", *TOKENIZER_FILES, *OTHER_FILES]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError, httpx.HTTPError) as error:  # huggingface_hub's own errors are kinds of these
+    except hub_errors() as error:
         why = f"The base '{name}' is no folder here and cannot be had from the Hub ({first_line(error)})."
         raise UserError(f"{why} {NAME_IT}") from error
 

@@ -44,7 +44,8 @@ def explain(config: Config, train_examples: int | None) -> list[tuple[str, str]]
         together = config.sft.batch_size * count
         solutions = config.sft.steps * together
         shown = f", {solutions / train_examples:.1f} times the training examples" if train_examples else ""
-        rows.insert(0, ("SFT before it", f"{config.sft.steps} updates of {together} solutions{shown}"))
+        told = f"{config.sft.steps} updates of {together} solutions{shown}; its time is not counted below"
+        rows.insert(0, ("SFT before it", told))
     if batch.updates is not None:
         completions = batch.prompts_seen * batch.num_generations
         rows.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm_grpo import command
 from llm_grpo.config.schema import Config
-from llm_grpo.errors import UserError, first_line
+from llm_grpo.errors import UserError, first_line, hub_errors
 from llm_grpo.loaders import bring_loader, choose_loader
 from llm_grpo.rewards import LEARNED
 from llm_grpo.rewards.files import may_bring_libraries
@@ -118,12 +118,8 @@ def _missing_model(what: str, name: str, revision: str | None) -> list[str]:
 
     try:
         hf_hub_download(name, "config.json", revision=revision)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # huggingface_hub's errors are OSErrors; offline without a cache is one of them
-        said = (str(error).strip().splitlines() or [""])[0]
-        return [
-            f"the model {name}: neither in the local cache nor to be had from the Hub ({type(error).__name__}: {said})"
-        ]
+    except hub_errors() as error:  # offline without a cache is one of them
+        why = f"neither in the local cache nor to be had from the Hub ({type(error).__name__}: {first_line(error)})"
+        known = ". Or was it to be a folder? python examples/get_smollm2.py makes this one"
+        return [f"the model {name}: {why}{known if name == 'models/SmolLM2-135M-Instruct' else ''}"]
     return []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llm_grpo import runs
 from llm_grpo.config.schema import Config
-from llm_grpo.errors import UserError, first_line
+from llm_grpo.errors import UserError, first_line, hub_errors
 
 
 def starting(config: Config, *, resumed: bool = False) -> tuple[Config, Path | None]:
@@ -63,5 +63,5 @@ def _folder(place: str) -> Path:
 
     try:
         return Path(snapshot_download(place, allow_patterns=["adapter_*"]))
-    except (OSError, ValueError) as error:
+    except hub_errors() as error:
         raise UserError(f"lora.from: {place} cannot be had from the Hub: {first_line(error)}") from error
