@@ -62,12 +62,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
-    parser.add_argument("--config", metavar="YAML", help="task, prompt and rewards (default: those of --run)")
+    parser.add_argument(
+        "--config", metavar="YAML", help="task, prompt and rewards, and the model if none is named (default: --run's)"
+    )
     command.add_model_arguments(parser)
     completions = 'score JSONL lines {"id": ..., "completion": ...} instead of a model'
     parser.add_argument("--completions", metavar="FILE", help=completions)
     parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="the paired table of two evaluations")
-    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    splits = ["train", "validation", "test"]
+    parser.add_argument("--split", default="test", choices=splits, help="default %(default)s")
     limit = "the first N problems (default: evaluation.limit; all with --completions)"
     parser.add_argument("--limit", type=int, metavar="N", help=limit)
     samples = "besides the greedy answer: avg@K, maj@K, pass@K"

@@ -79,7 +79,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def add_overrides(to: argparse.ArgumentParser) -> None:
-    to.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the config")
+    to.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="replaces a value or section of the config"
+    )
 
 
 def console() -> Console:
