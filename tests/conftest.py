@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def run_script(
         timeout=timeout_s,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture(autouse=True)
+def _environment_ends_with_the_test() -> Iterator[None]:
+    """A script's main, run in this process, says in it where its loggers write (preflight.logging_choice)."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @cache
