@@ -208,26 +208,29 @@ def test_a_stop_between_sft_and_grpo_says_how_to_go_on(run: Path, tmp_path: Path
 
 
 def test_what_sft_learned_is_chosen_where_grpo_does_not_better_it(tmp_path: Path) -> None:
-    def chosen(name: str, *words: str, accuracies: Sequence[float] = (0.5, 0.25, 0.5, 0.0)) -> tuple[int, list[int]]:
+    def chosen(
+        name: str, *words: str, accuracies: Sequence[float] = (0.5, 0.25, 0.5, 0.0), steps: Sequence[int] = range(9)
+    ) -> tuple[int, list[int]]:
         config = load_config(DEMO, [f"run.output_dir={tmp_path}", f"run.name={name}", *words], environment={})
         run, saves, now = runs.create(config), [], []
 
         def save(folder: Path) -> None:
             folder.mkdir()
             (folder / "adapter_config.json").write_text("{}")
-            saves.extend(now)
+            saves.append(now[0])
 
         def report() -> dict[str, float]:
-            return {"strict_accuracy": accuracies[now[0]], "lenient_accuracy": 0.0, "format_rate": 0.0}
+            return {"strict_accuracy": now[1], "lenient_accuracy": 0.0, "format_rate": 0.0}
 
         measured = Validation(config, run, report, save, GentleStop(CONSOLE))
-        for step in range(len(accuracies)):
-            now[:] = [step]
-            measured.validate(step)
+        for now[:] in zip(steps, accuracies, strict=False):
+            measured.validate(now[0])
         return run.chosen_step(), saves
 
     assert chosen("sft", SFT) == (2, [0, 2]), "of two as good the later"
     assert chosen("worse", SFT, accuracies=(0.5, 0.25)) == (0, [0])
+    again = chosen("again", SFT, accuracies=(0.25, 0.5, 0.25), steps=(0, 1, 0))
+    assert again == (1, [0, 1]), "GRPO begun anew, without a checkpoint: what was measured as better stays"
     assert chosen("adapter", f"lora.from={tmp_path}", accuracies=(0.5, 0.25)) == (0, [0])
     assert chosen("base", accuracies=(0.5, 0.25)) == (1, [1]), "the base has learned nothing that could be kept"
 

@@ -119,7 +119,6 @@ def _missing_model(what: str, name: str, revision: str | None) -> list[str]:
     try:
         hf_hub_download(name, "config.json", revision=revision)
     except hub_errors() as error:  # offline without a cache is one of them
-        why = f"neither in the local cache nor to be had from the Hub ({type(error).__name__}: {first_line(error)})"
-        known = ". Or was it to be a folder? python examples/get_smollm2.py makes this one"
-        return [f"the model {name}: {why}{known if name == 'models/SmolLM2-135M-Instruct' else ''}"]
+        why = f"({type(error).__name__}: {first_line(error)})"
+        return [f"the model {name}: no folder here, not in the local cache, nor to be had from the Hub {why}"]
     return []

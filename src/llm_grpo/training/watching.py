@@ -201,7 +201,7 @@ class Validation(TrainerCallback):
 
     def _is_best(self, step: int, report: dict[str, Any]) -> bool:
         best = self.run.best_validation().get("strict_accuracy", -1)
-        return report["strict_accuracy"] >= best if step else self.learned_before
+        return (step > 0 or self.learned_before) and report["strict_accuracy"] >= best
 
     def validate(self, step: int) -> None:
         start = time.perf_counter()
