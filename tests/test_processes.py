@@ -130,6 +130,23 @@ try:
     processes.from_first(lambda: runs.create(config))
 except processes.UserError as error:
     sys.stdout.write(type(error).__name__ + "\\n")  # in one piece: both write to one pipe
+processes.part()
+"""
+ENDS = """
+import atexit, sys
+sys.path.insert(0, "src")
+from torch import distributed
+from llm_grpo import command, processes
+
+def fails():
+    raise processes.UserError("no such run")
+
+def main():
+    processes.meet(60)
+    atexit.register(lambda: sys.stdout.write("still met\\n" if distributed.is_initialized() else "parted\\n"))
+    return processes.from_first(fails if sys.argv[1] == "error" else lambda: 0)
+
+command.run(main)
 """
 
 
@@ -162,6 +179,15 @@ def test_one_process_makes_the_folder(tmp_path: Path) -> None:
     done = torchrun(tmp_path / "race.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["ToldByTheFirst", "UserError"]
+
+
+@pytest.mark.parametrize(("end", "codes", "said"), [("error", 1, "error: no such run"), ("well", 0, "")])
+def test_processes_part_before_they_end(end: str, codes: int, said: str, tmp_path: Path) -> None:
+    """Else gloo's threads may come upon an interpreter that is gone: now and then an exit code of -6 after all is done."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    done = torchrun(tmp_path / "ends.py", end)
+    assert (done.returncode, set(done.stdout.splitlines())) == (codes, {"parted"}), done.stderr
+    assert said in done.stderr
 
 
 ALONE = [  # what the environment says, whether one process is all that was meant

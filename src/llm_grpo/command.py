@@ -46,6 +46,8 @@ def run(main: Callable[[], int]) -> None:
         _leave(f"error: {type(error).__name__}: {error}", 2)
     except KeyboardInterrupt:
         _leave("\nStopped.", 130)
+    finally:
+        processes.part()
 
 
 def _leave(said: str, code: int) -> NoReturn:

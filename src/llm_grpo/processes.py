@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import wraps
+from threading import Thread
 from typing import Any, TypeVar
 
 from llm_grpo.device import has_gpu
 from llm_grpo.errors import UserError
 
 T = TypeVar("T")
+PARTING_S = 3.0
 
 
 class ToldByTheFirst(UserError):
@@ -55,6 +57,20 @@ def meet(timeout_s: float) -> None:
     if not has_gpu():  # accelerate says "cpu:0", which torch.load takes for no place to put an optimizer's state
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu() else "gloo", timeout=timedelta(seconds=timeout_s))
+
+
+def part() -> None:
+    """Before the process ends, however it does: gloo's threads end before the interpreter, which they may need and else
+    abort the process (exit code -6), whatever it has done (pytorch 179291). NCCL may wait here for a process that
+    waits elsewhere, so this takes PARTING_S seconds at most. Of one process, nothing."""
+    if count() == 1:
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        parting = Thread(target=dist.destroy_process_group, daemon=True)
+        parting.start()
+        parting.join(PARTING_S)
 
 
 def of_all(value: T) -> list[T]:

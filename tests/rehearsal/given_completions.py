@@ -70,3 +70,4 @@ def main(outputs: str, rows: str, *overrides: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    processes.part()

@@ -109,3 +109,4 @@ if __name__ == "__main__":
     if os.environ.get("ACCELERATE_USE_FSDP"):
         AcceleratorState.__init__ = told
     main(Path(sys.argv[1]), *sys.argv[2:])
+    processes.part()
