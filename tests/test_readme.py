@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, warm
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -66,7 +63,7 @@ def test_the_commands_run_in_order(clone: Path) -> None:
             continue  # a server runs until it is stopped; tests/test_serve_script.py does both
         if "smollm2" in command:
             continue  # 93 MB and two hours; tests/test_real_model.py runs a slice of it
-        words = [sys.executable, *shlex.split(command)[1:]]
+        words = shlex.split(command)[1:]
         needs_gpu = "configs/grpo.yaml" in command and "src/train.py" in command and "--dry-run" not in command
         if needs_gpu and torch.cuda.is_available():
             continue
@@ -74,7 +71,7 @@ def test_the_commands_run_in_order(clone: Path) -> None:
             words += [word for word in SMALL if not word.startswith("grpo.max_steps")]
             words = [word.replace("grpo.max_steps=20", "grpo.max_steps=2") for word in words]
         words = [word.replace("grpo.max_steps=30", "grpo.max_steps=3") for word in words]
-        done = subprocess.run(words, cwd=clone, capture_output=True, text=True, timeout=540, env=dict(os.environ))
+        done = warm(trains="src/train.py" in command).run(words, cwd=clone)
         if done.returncode != (2 if needs_gpu else 0):
             failed.append(f"{command}\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
     assert not failed, "\n\n".join(failed)

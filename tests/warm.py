@@ -26,20 +26,28 @@ ROOT = Path(__file__).parent.parent
 
 
 class Warm:
-    """A server of its own for these modules; it ends with the process that made it."""
+    """A server of its own for these modules, imported in this environment; it ends with the process that made it."""
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, *modules: str, **environment: str) -> None:
         self.socket, theirs = socket.socketpair()
         words = [sys.executable, __file__, str(theirs.fileno()), *modules]
-        self.server = subprocess.Popen(words, cwd=ROOT, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL)
+        self.server = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+        )
         theirs.close()
 
-    def run(self, words: Sequence[str], stdin: str = "", timeout_s: float = 540) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, words: Sequence[str], stdin: str = "", timeout_s: float = 540, cwd: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Raises subprocess.TimeoutExpired."""
         with ExitStack() as stack:
             request, *streams = (stack.enter_context(TemporaryFile("w+", encoding="utf-8")) for _ in range(4))
             ours, theirs = map(stack.enter_context, socket.socketpair())
-            request.write(json.dumps([list(words), dict(os.environ)]))
+            request.write(json.dumps([list(words), {**os.environ, **environment}, str(cwd)]))
             streams[0].write(stdin)
             for file in (request, streams[0]):
                 file.seek(0)
@@ -82,7 +90,7 @@ def keep(fds: Sequence[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request, answer, *streams = fds
     with os.fdopen(request) as file:
-        words, environment = json.load(file)
+        words, environment, cwd = json.load(file)
     if number := os.fork():
         os.write(answer, f"{number}\n".encode())
         _, status = os.waitpid(number, 0)
@@ -95,6 +103,7 @@ def keep(fds: Sequence[int]) -> None:
         os.close(fd)
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(cwd)
     sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
     runpy.run_path(words[0], run_name="__main__")
     sys.exit()
