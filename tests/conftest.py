@@ -62,9 +62,12 @@ def _environment_ends_with_the_test() -> Iterator[None]:
     os.environ.update(before)
 
 
+TRAINS = ("llm_grpo.loaders.unsloth", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "matplotlib.pyplot")
+
+
 @cache
 def warm(trains: bool) -> Warm:
-    return Warm("llm_grpo.loaders.unsloth", "trl") if trains else Warm("torch", "transformers", "peft", "datasets")
+    return Warm(*TRAINS) if trains else Warm("torch", "transformers", "peft", "datasets")
 
 
 @pytest.fixture(scope="session")

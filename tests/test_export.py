@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import run_script
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -579,9 +580,10 @@ def test_memory_does_not_grow_with_the_file(pair: tuple[Path, Path], tmp_path: P
 
 
 def script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-    command = [sys.executable, str(ROOT / "src/merge.py"), *words]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, cwd=ROOT)
+    with pytest.MonkeyPatch.context() as clean:
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+            clean.delenv(name, raising=False)
+        return run_script("src/merge.py", *words, **environment)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, run_script, warm
+from conftest import ROOT, SMALL, TRAINS, run_script, warm
 from safetensors.torch import load_file
 from warm import Warm
 
@@ -53,7 +53,7 @@ def torchrun(*words: object, **environment: str) -> subprocess.CompletedProcess[
 @cache
 def warm_for_two() -> Warm:
     """Its environment is that of one of several while Unsloth is imported: it takes DDP away from one alone."""
-    return Warm("llm_grpo.loaders.unsloth", "trl", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", OMP_NUM_THREADS="1")
+    return Warm(*TRAINS, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", OMP_NUM_THREADS="1")
 
 
 def two(*words: object, **environment: str) -> list[subprocess.CompletedProcess[str]]:
