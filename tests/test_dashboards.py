@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import find_chromium, free_port
 from conftest import ROOT, run_script
 from llama import make_llama
 
@@ -27,7 +26,7 @@ WATCHED = (
     "frac_reward_zero_std", "completions/mean_length", "seconds/generation", "seconds/rewards", "seconds/update",
     "seconds/validation", "step_time", "memory_peak_gb", "validation/strict_accuracy",
 )  # fmt: skip
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = find_chromium()
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +149,7 @@ def test_tensorboard_reads_the_same_numbers(run: runs.Run) -> None:
 @pytest.fixture(scope="module")
 def dashboard(run: runs.Run) -> Iterator[str]:
     """The address of Trackio's own dashboard over the run's files, started as its user would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = f"import trackio; trackio.show('llm-grpo', open_browser=False, block_thread=True, server_port={port})"
     environment = {**os.environ, "TRACKIO_DIR": str(run.folder / "trackio")}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)

@@ -4,13 +4,13 @@ and the same update as one process makes of the same batch."""
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import pytest
+from browser import free_port
 from conftest import ROOT, SMALL, TRAINS, run_script, warm
 from safetensors.torch import load_file
 from warm import Warm
@@ -38,12 +38,6 @@ PAID = "correctness_reward_func"
 ONCE = ("loading examples", "--resume: step 2", "step 4/4", "What was learned", "The merged model answers", "Try next")
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def torchrun(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Two processes, with what they print."""
     start = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
@@ -57,7 +51,7 @@ def warm_for_two() -> Warm:
 
 
 def two(*words: object, **environment: str) -> list[subprocess.CompletedProcess[str]]:
-    """What torchrun starts, by rank, in forks of a process that has imported the libraries: 10 s in place of 50."""
+    """What torchrun starts, by rank, in forks of a process that has imported the libraries."""
     environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
     def one(rank: int) -> subprocess.CompletedProcess[str]:
@@ -206,12 +200,12 @@ def test_one_process_makes_the_folder(tmp_path: Path) -> None:
     assert sorted(done.stdout.split()) == ["ToldByTheFirst", "UserError"]
 
 
-@pytest.mark.parametrize(("end", "codes", "said"), [("error", 1, "error: no such run"), ("well", 0, "")])
-def test_processes_part_before_they_end(end: str, codes: int, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("end", "code", "said"), [("error", 1, "error: no such run"), ("well", 0, "")])
+def test_processes_part_before_they_end(end: str, code: int, said: str, tmp_path: Path) -> None:
     """Else gloo's threads may come upon an interpreter that is gone: now and then an exit code of -6 after all is done."""
     (tmp_path / "ends.py").write_text(ENDS)
     done = torchrun(tmp_path / "ends.py", end)
-    assert (done.returncode, set(done.stdout.splitlines())) == (codes, {"parted"}), done.stderr
+    assert (done.returncode, set(done.stdout.splitlines())) == (code, {"parted"}), done.stderr
     assert said in done.stderr
 
 
